@@ -1,0 +1,71 @@
+"""Files that survive a power cut: written aside, synced, renamed; JSON read with errors a user can act on."""
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from overnight.errors import Failure, UserError
+
+
+def sha256_file(path: Path) -> str:
+    """SHA-256 of a file's bytes, hexadecimal."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def to_json(value: Any) -> str:
+    """Indented JSON with a newline at the end; refuses NaN and infinity, which are not JSON."""
+    return json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False) + "\n"
+
+
+def sync(path: Path) -> None:
+    """Flush a file, or a folder's list of names, to the disk."""
+    if path.is_dir() and os.name == "nt":
+        return  # Windows cannot open folders; NTFS journals the rename itself
+    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_synced(path: Path, content: str | bytes) -> None:
+    """Write `path` so that after this returns it has the whole content, and before that the old one."""
+    aside = path.with_name(f".{path.name}.partial")
+    aside.write_bytes(content.encode("utf-8") if isinstance(content, str) else content)
+    sync(aside)
+    os.replace(aside, path)
+    sync(path.parent)
+
+
+def read_json(path: Path, what: str) -> dict[str, Any]:
+    """The JSON object in `path`; `what` names the file in the error."""
+    try:
+        value = json.loads(path.read_bytes())
+    except OSError as error:
+        raise UserError(f"cannot read the {what} {path}: {error.strerror}.") from None
+    except (ValueError, RecursionError):
+        raise UserError(f"the {what} {path} is damaged: it is not JSON. Make it anew.") from None
+    if not isinstance(value, dict):
+        raise UserError(f"the {what} {path} is damaged: it holds no JSON object. Make it anew.")
+    return value
+
+
+@contextlib.contextmanager
+def clear_disk_errors(doing: str) -> Iterator[None]:
+    """Turn a full disk and the like into one line that says what was being done and what would help."""
+    try:
+        yield
+    except OSError as error:
+        remedies = {
+            errno.ENOSPC: "the disk is full. Free some space and run the command again",
+            errno.EDQUOT: "your disk quota is used up. Free some space and run the command again",
+            errno.EROFS: "the file system is read-only. Choose another place",
+        }
+        problem = remedies.get(error.errno or 0, f"{error.strerror}: {error.filename}")
+        raise Failure(f"{doing}: {problem}.") from error
