@@ -1,0 +1,107 @@
+"""A prepared data folder: manifest.json, tokenizer.json and the shards they speak of."""
+
+import hashlib
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from overnight.data import tokens
+from overnight.data.shards import HEADER_BYTES, Tokens, open_shard
+from overnight.errors import UserError
+from overnight.files import read_json, sha256_file
+
+MANIFEST, TOKENIZER = "manifest.json", "tokenizer.json"
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The content of manifest.json: what was prepared from what."""
+
+    source: str
+    """Where the documents came from, as `prepare` was told (a name and version for `stdlib`)."""
+    request: dict[str, Any]
+    """What the user asked for: source, tokenizer, shard_tokens. Equal requests are the same data."""
+    documents: int
+    tokens: dict[str, int]
+    """Tokens of each split, <|endoftext|> included."""
+    bytes: int
+    """UTF-8 bytes of the documents' text."""
+    dtype: str
+    split: str
+    """The rule by which validation was chosen, in words."""
+    tokenizer: dict[str, Any]
+    """kind, vocab_size, eot and sha256 of the tokenizer."""
+    shards: list[dict[str, Any]]
+    """file, split, tokens and sha256 of each shard, in order."""
+    version: int = 1
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+class Data:
+    """An opened data folder. Opening checks every shard's size against header and manifest."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        path = folder / MANIFEST
+        if not path.is_file():
+            raise UserError(
+                f"no prepared data in {folder} (no {MANIFEST} there).",
+                f"Make some: overnight prepare SOURCE --out {folder}",
+            )
+        described = read_json(path, "manifest")
+        try:
+            self.manifest = Manifest(**described)
+            names = [Path(shard["file"]) for shard in self.manifest.shards]
+            if any(name.name != str(name) for name in names):
+                raise ValueError("a shard's name leads out of the folder")
+            self._tokens = {
+                split: Tokens(
+                    [self._shard(shard) for shard in self.manifest.shards if shard["split"] == split]
+                )
+                for split in ("train", "val")
+            }
+            claimed = self.manifest.tokenizer["sha256"]
+        except (TypeError, KeyError, ValueError, AttributeError) as error:
+            raise UserError(f"the manifest {path} is damaged: {error}. Prepare the data again.") from None
+        self.tokenizer = tokens.load(folder / TOKENIZER)
+        if self.tokenizer.sha256 != claimed:
+            raise UserError(f"{folder / TOKENIZER} is not the one of the manifest. Prepare the data again.")
+
+    def _shard(self, entry: dict[str, Any]) -> np.ndarray:
+        shard = open_shard(self.folder / entry["file"])
+        if len(shard) != entry["tokens"]:
+            raise UserError(
+                f"the shard {self.folder / entry['file']} holds {len(shard):,} tokens, "
+                f"not the manifest's {entry['tokens']:,}. Prepare the data again."
+            )
+        return shard
+
+    def split(self, name: str) -> Tokens:
+        """The tokens of 'train' or 'val'."""
+        return self._tokens[name]
+
+    def verify(self) -> None:
+        """Read every shard and compare its SHA-256 with the manifest's."""
+        for entry in self.manifest.shards:
+            if sha256_file(self.folder / entry["file"]) != entry["sha256"]:
+                raise UserError(
+                    f"the shard {self.folder / entry['file']} has changed since it was made "
+                    "(its SHA-256 is not the manifest's). Prepare the data again."
+                )
+
+    @property
+    def fingerprint(self) -> str:
+        """Identity of tokens, their order and their tokenizer, whatever the folder is called."""
+        parts = [self.manifest.tokenizer["sha256"]]
+        parts += [f"{shard['split']} {shard['sha256']}" for shard in self.manifest.shards]
+        return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+    @property
+    def size(self) -> int:
+        """Bytes on disk."""
+        width = np.dtype(self.manifest.dtype).itemsize
+        return sum(HEADER_BYTES + shard["tokens"] * width for shard in self.manifest.shards)
