@@ -1,0 +1,278 @@
+"""What a run is made of: frozen dataclasses, checked at construction.
+
+The first lines of each field's docstring are its help on the command line. Names are the field's standard
+terms; "auto" is resolved before step 0 and what it chose is written to config.json.
+"""
+
+import dataclasses
+import math
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+from overnight.errors import UserError, refuse
+
+Auto = Literal["auto"]
+RAMP_START = 32_768  # tokens a step at the start of a batch ramp (GPT-3's paper, table 2.1 and appendix B)
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The network (models/gpt2.py)."""
+
+    n_layer: int = 12
+    """Blocks of attention and MLP."""
+    n_head: int = 12
+    """Attention heads of a block; divides n_embd."""
+    n_embd: int = 768
+    """Width of the residual stream."""
+    block_size: int = 1024
+    """Context: tokens of a window, the most that attention sees."""
+    vocab_size: int | Auto = "auto"
+    """Rows of the embedding; auto: the tokenizer's ids, padded to a multiple of 64 on CUDA."""
+    bias: bool = True
+    """Biases in linear layers and norms."""
+    activation: Literal["gelu_tanh", "gelu"] = "gelu_tanh"
+    """GPT-2's tanh approximation, or the exact GELU."""
+    dropout: float = 0.0
+    """Fraction of activations set to 0 in training."""
+    attention: Literal["flash", "manual"] = "flash"
+    """torch's fused kernel, or the formula spelt out."""
+
+    def problems(self) -> Iterator[str]:
+        yield from at_least(self, "model.", 1, "n_layer", "n_head", "n_embd", "block_size", "vocab_size")
+        if self.n_head > 0 and self.n_embd % self.n_head:
+            fits = [str(n) for n in range(1, min(self.n_embd, 64) + 1) if self.n_embd % n == 0]
+            yield (
+                f"model.n-head {self.n_head} does not divide model.n-embd {self.n_embd}: "
+                f"give one of {', '.join(fits)}."
+            )
+        if not 0 <= self.dropout < 1:
+            yield f"model.dropout is {self.dropout}: give 0 or more, less than 1."
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """AdamW and its learning rate (optim.py)."""
+
+    lr: float = 6e-4
+    """Peak learning rate."""
+    min_lr: float = 6e-5
+    """Where the cosine ends."""
+    warmup_steps: int = 715
+    """Steps of linear warm-up."""
+    schedule: Literal["cosine", "constant"] = "cosine"
+    """After the warm-up: down to min_lr at the last step, or level."""
+    weight_decay: float = 0.1
+    """On tensors of two or more dimensions."""
+    betas: tuple[float, float] = (0.9, 0.95)
+    """Decay of the first and second moment."""
+    eps: float = 1e-8
+    """Added to the root of the second moment."""
+    grad_clip: float = 1.0
+    """Largest norm of the gradient; 0 turns clipping off."""
+    ramp_tokens: int = 0
+    """Tokens over which the batch grows linearly from 32,768 tokens to batch-tokens (GPT-3); 0: no ramp."""
+
+    def problems(self) -> Iterator[str]:
+        yield from at_least(
+            self, "optim.", 0, "min_lr", "warmup_steps", "weight_decay", "grad_clip", "ramp_tokens"
+        )
+        for name in ("lr", "eps"):
+            if not getattr(self, name) > 0:
+                yield f"optim.{name} is {getattr(self, name)}: give a number above 0."
+        if not all(0 <= beta < 1 for beta in self.betas):
+            yield f"optim.betas are {self.betas[0]} and {self.betas[1]}: give two from 0 to less than 1."
+        if self.schedule == "cosine" and self.min_lr > self.lr > 0:
+            yield f"optim.min-lr {self.min_lr} is above optim.lr {self.lr}: give at most that."
+
+
+@dataclass(frozen=True)
+class LoaderConfig:
+    """The order of the training windows (data/batches.py)."""
+
+    order: Literal["shuffled", "sequential"] = "shuffled"
+    """A seeded permutation each epoch, or the lecture's order."""
+
+
+@dataclass(frozen=True)
+class SampleConfig:
+    """What is sampled during training (generate.py)."""
+
+    prompt: str = ""
+    """Text to go on from; empty: a new document."""
+    count: int = 1
+    """Samples each time."""
+    length: int = 100
+    """New tokens a sample, at most."""
+
+    def problems(self) -> Iterator[str]:
+        yield from at_least(self, "sample.", 1, "count", "length")
+
+
+@dataclass(frozen=True)
+class Config:
+    """A whole run."""
+
+    data: str
+    """Folder of prepared data (`overnight prepare` makes it)."""
+    run: str
+    """Name (a folder in runs/) or path of the run."""
+    steps: int
+    """Updates to train for."""
+    batch_tokens: int
+    """Tokens of a step, over all ranks and micro-batches."""
+    seed: int = 1337
+    """Decides weights, order of the data, dropout and samples."""
+    micro_batch: int | Auto = "auto"
+    """Windows that a rank computes at once; auto: the most that fits."""
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    """Where to compute; auto: cuda, then mps, then cpu."""
+    precision: Literal["auto", "fp32", "tf32", "bf16", "fp16"] = "auto"
+    """Of matrix products; auto: bf16 or fp16 where a GPU has it in hardware, else fp32."""
+    compile: Literal["auto", "on", "off"] = "auto"
+    """torch.compile; auto: on for CUDA with Triton."""
+    deterministic: bool = False
+    """On CUDA: only kernels that give the same bits each time."""
+    processes: int = 1
+    """Ranks on this machine, one a GPU (torchrun's own count where it started them)."""
+    eval_every: int = 250
+    """Steps between validations; 0: only at the end."""
+    val_tokens: int = 10_485_760
+    """Tokens of a validation during training (the end uses all)."""
+    save_every: int = 250
+    """Steps between checkpoints; 0: only at the end."""
+    keep: int = 2
+    """Newest checkpoints to keep, besides the best."""
+    sample_every: int = 250
+    """Steps between samples; 0: only at the end."""
+    max_minutes: float = 0.0
+    """Save and stop after this long, with exit code 75; 0: no limit."""
+    verify: bool = False
+    """Check every shard's SHA-256 before step 0."""
+    init_from: str = ""
+    """MODEL whose weights to start from; empty: random ones."""
+    model: ModelConfig = field(default_factory=ModelConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    loader: LoaderConfig = field(default_factory=LoaderConfig)
+    sample: SampleConfig = field(default_factory=SampleConfig)
+
+    def __post_init__(self) -> None:
+        refuse(self.problems())
+
+    def problems(self) -> Iterator[str]:
+        """Everything that is wrong with this config, each with its remedy."""
+        yield from not_finite(self)
+        yield from at_least(
+            self, "", 1, "steps", "batch_tokens", "micro_batch", "processes", "val_tokens", "keep"
+        )
+        yield from at_least(self, "", 0, "seed", "eval_every", "save_every", "sample_every", "max_minutes")
+        yield from self.model.problems()
+        yield from self.optim.problems()
+        yield from self.sample.problems()
+        if min(self.batch_tokens, self.model.block_size, self.processes) > 0:
+            yield from self.batch_problems()
+
+    def batch_problems(self) -> Iterator[str]:
+        rows = self.micro_batch if isinstance(self.micro_batch, int) else 1
+        unit = max(1, rows) * self.model.block_size * self.processes
+        parts = "" if self.micro_batch == "auto" else f"micro-batch {rows} x "
+        parts += f"context {self.model.block_size} x processes {self.processes} = {unit}"
+        if self.batch_tokens % unit:
+            below, above = self.batch_tokens // unit * unit, -(-self.batch_tokens // unit) * unit
+            fits = f"{below} or {above}" if below else f"{above}"
+            yield f"batch-tokens {self.batch_tokens} is not a multiple of {parts}: give {fits}."
+        elif self.optim.ramp_tokens and (RAMP_START % unit or self.batch_tokens % RAMP_START):
+            yield (
+                f"optim.ramp-tokens starts from {RAMP_START} tokens a step: they must be a multiple of "
+                f"{parts} and divide batch-tokens {self.batch_tokens}."
+            )
+
+    def sequences(self, step: int) -> int:
+        """Windows of step `step` (0 is the first): constant, or GPT-3's ramp in multiples of its start."""
+        full = self.batch_tokens // self.model.block_size
+        if not self.optim.ramp_tokens:
+            return full
+        # Linear in tokens seen, d(batch)/d(tokens) constant, makes the batch exponential in steps; each
+        # multiple k of the start is held for its share of the ramp's tokens.
+        start, levels = RAMP_START, self.batch_tokens // RAMP_START
+        share, steps_before = self.optim.ramp_tokens / levels, 0
+        for level in range(1, levels):
+            steps_before += math.ceil(share / (level * start))
+            if step < steps_before:
+                return level * start // self.model.block_size
+        return full
+
+
+def at_least(config: Any, prefix: str, least: int, *names: str) -> Iterator[str]:
+    """A problem for each named field that holds a number below `least`."""
+    for name in names:
+        value = getattr(config, name)
+        if isinstance(value, int | float) and value < least:
+            yield f"{prefix}{name.replace('_', '-')} is {value}: give {least} or more."
+
+
+def not_finite(config: Any) -> Iterator[str]:
+    """A problem for each field, at any depth, that is infinite or not a number."""
+    for name, value in fields_of(config):
+        if any(
+            isinstance(v, float) and not math.isfinite(v)
+            for v in (value if type(value) is tuple else (value,))
+        ):
+            yield f"{name.replace('_', '-')} is {value}: give a finite number."
+
+
+def fields_of(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """('model.n_head', 12) and so on: every leaf of a config, in the order of the help."""
+    for one in dataclasses.fields(config):
+        value = getattr(config, one.name)
+        if dataclasses.is_dataclass(value):
+            yield from fields_of(value, f"{prefix}{one.name}.")
+        else:
+            yield f"{prefix}{one.name}", value
+
+
+def to_dict(config: Config) -> dict[str, Any]:
+    """Nested plain data for JSON."""
+    return asdict(config)
+
+
+def from_dict(described: dict[str, Any], where: str) -> Config:
+    """The config that `to_dict` described; `where` names the file in errors."""
+    try:
+        return _build(Config, described)
+    except (TypeError, KeyError, ValueError, AttributeError, UserError) as error:
+        raise UserError(f"the config {where} is damaged or of another version: {error}") from None
+
+
+def _build(kind: type, described: Any) -> Any:
+    """A dataclass from plain data, each value checked against the field's type."""
+    hints = get_type_hints(kind)
+    if not isinstance(described, dict) or set(described) != set(hints):
+        raise TypeError(f"{kind.__name__} does not have the fields {', '.join(hints)}")
+    values = {}
+    for name, hint in hints.items():
+        value = described[name]
+        if dataclasses.is_dataclass(hint):
+            values[name] = _build(hint, value)  # type: ignore[arg-type]
+        else:
+            values[name] = tuple(value) if isinstance(value, list) else value
+            if not _fits(values[name], hint):
+                raise TypeError(f"{name} is {value!r}")
+    return kind(**values)
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    if get_origin(hint) is Literal:
+        return isinstance(value, str) and value in get_args(hint)
+    if get_origin(hint) is tuple:
+        return (
+            isinstance(value, tuple)
+            and len(value) == len(get_args(hint))
+            and all(map(_fits, value, get_args(hint)))
+        )
+    if get_args(hint):  # a union
+        return any(_fits(value, option) for option in get_args(hint))
+    if hint is float:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    return type(value) is hint

@@ -1,0 +1,179 @@
+"""GPT-2 (Radford et al., 2019): tokens in, a loss or logits out.
+
+Letters in shape comments:
+    B  sequences      T  positions fed in     S  positions attended to (T and what a cache holds)
+    C  n_embd         H  heads                D  size of a head, C / H
+    L  layers         V  rows of the embedding (vocab_size, perhaps padded)
+
+Only the architecture lives here. Optimizers, other people's weights and FLOP counts are elsewhere.
+"""
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from overnight.config import ModelConfig
+
+
+class Linear(nn.Linear):
+    def reset_parameters(self) -> None:
+        """Nothing: `GPT.init_weights` or a checkpoint fills every tensor."""
+
+
+class Embedding(nn.Embedding):
+    def reset_parameters(self) -> None:
+        """Nothing, as for Linear."""
+
+
+class KVCache:
+    """The keys and values of the positions seen so far, so that each new token costs one position's work.
+
+    Room for `length` positions of `batch` sequences; `used` of them are filled.
+    """
+
+    def __init__(
+        self, config: ModelConfig, batch: int, length: int, device: torch.device, dtype: torch.dtype
+    ):
+        head_size = config.n_embd // config.n_head
+        shape = (config.n_layer, batch, config.n_head, length, head_size)
+        self.keys = torch.empty(shape, device=device, dtype=dtype)  # (L, B, H, length, D)
+        self.values = torch.empty(shape, device=device, dtype=dtype)  # (L, B, H, length, D)
+        self.length, self.used = length, 0
+
+    def extend(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Store one layer's new keys and values, (B, H, T, D); all up to here, (B, H, S, D), come back."""
+        end = self.used + k.size(2)
+        self.keys[layer, :, :, self.used : end] = k
+        self.values[layer, :, :, self.used : end] = v
+        return self.keys[layer, :, :, :end], self.values[layer, :, :, :end]
+
+
+class CausalSelfAttention(nn.Module):
+    def __init__(self, config: ModelConfig, layer: int):
+        super().__init__()
+        self.n_head, self.dropout, self.layer = config.n_head, config.dropout, layer
+        self.attend = {"flash": flash_attention, "manual": manual_attention}[config.attention]
+        self.c_attn = Linear(config.n_embd, 3 * config.n_embd, bias=config.bias)
+        self.c_proj = Linear(config.n_embd, config.n_embd, bias=config.bias)
+        self.resid_dropout = nn.Dropout(config.dropout)
+
+    def forward(self, x: Tensor, cache: KVCache | None) -> Tensor:
+        B, T, C = x.shape
+        q, k, v = self.c_attn(x).view(B, T, 3 * self.n_head, C // self.n_head).transpose(1, 2).chunk(3, dim=1)
+        # q, k, v: (B, H, T, D)
+        if cache is not None:
+            k, v = cache.extend(self.layer, k, v)  # (B, H, S, D)
+        y = self.attend(q, k, v, self.dropout if self.training else 0.0)  # (B, H, T, D)
+        y = y.transpose(1, 2).reshape(B, T, C)
+        return self.resid_dropout(self.c_proj(y))  # (B, T, C)
+
+
+def flash_attention(q: Tensor, k: Tensor, v: Tensor, dropout: float) -> Tensor:
+    """Attention that never holds the (T, S) scores (Dao et al., 2022), by torch's kernel for the device."""
+    T, S = q.size(2), k.size(2)
+    mask = None
+    if 1 < T < S:  # new positions behind cached ones: is_causal would align the mask to the wrong corner
+        mask = torch.ones(T, S, dtype=torch.bool, device=q.device).tril(S - T)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=T == S)
+
+
+def manual_attention(q: Tensor, k: Tensor, v: Tensor, dropout: float) -> Tensor:
+    """The same, spelt out: softmax(q k' / sqrt(D)) v, looking back only."""
+    T, S = q.size(2), k.size(2)
+    scores = q @ k.transpose(-2, -1) / math.sqrt(q.size(-1))  # (B, H, T, S)
+    past = torch.ones(T, S, dtype=torch.bool, device=q.device).tril(S - T)
+    weights = F.softmax(scores.masked_fill(~past, -math.inf), dim=-1)  # (B, H, T, S)
+    return F.dropout(weights, dropout) @ v  # (B, H, T, D)
+
+
+class MLP(nn.Module):
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.c_fc = Linear(config.n_embd, 4 * config.n_embd, bias=config.bias)
+        self.gelu = nn.GELU(approximate={"gelu_tanh": "tanh", "gelu": "none"}[config.activation])
+        self.c_proj = Linear(4 * config.n_embd, config.n_embd, bias=config.bias)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.dropout(self.c_proj(self.gelu(self.c_fc(x))))  # (B, T, C)
+
+
+class Block(nn.Module):
+    def __init__(self, config: ModelConfig, layer: int):
+        super().__init__()
+        self.ln_1 = nn.LayerNorm(config.n_embd, eps=1e-5, bias=config.bias)
+        self.attn = CausalSelfAttention(config, layer)
+        self.ln_2 = nn.LayerNorm(config.n_embd, eps=1e-5, bias=config.bias)
+        self.mlp = MLP(config)
+
+    def forward(self, x: Tensor, cache: KVCache | None) -> Tensor:
+        x = x + self.attn(self.ln_1(x), cache)
+        return x + self.mlp(self.ln_2(x))  # (B, T, C)
+
+
+class GPT(nn.Module):
+    """config.vocab_size rows of embedding, of which the tokenizer has `n_tokens` ids; the rows beyond are
+    padding for the hardware's sake and never get any probability."""
+
+    def __init__(self, config: ModelConfig, n_tokens: int):
+        super().__init__()
+        assert isinstance(config.vocab_size, int), "vocab_size is resolved before a model is made"
+        self.config, self.n_tokens = config, n_tokens
+        self.wte = Embedding(config.vocab_size, config.n_embd)
+        self.wpe = Embedding(config.block_size, config.n_embd)
+        self.drop = nn.Dropout(config.dropout)
+        self.h = nn.ModuleList([Block(config, layer) for layer in range(config.n_layer)])
+        self.ln_f = nn.LayerNorm(config.n_embd, eps=1e-5, bias=config.bias)
+        # Added to the logits: nothing for the tokenizer's ids, minus infinity for padding.
+        self.padding: Tensor | None
+        padding = torch.zeros(config.vocab_size)
+        padding[n_tokens:] = -math.inf
+        self.register_buffer("padding", padding if n_tokens < config.vocab_size else None, persistent=False)
+
+    @torch.no_grad()
+    def init_weights(self, seed: int) -> "GPT":
+        """GPT-2's initialisation: N(0, 0.02), what adds to the residual stream N(0, 0.02 / sqrt(2 L)).
+
+        Drawn on the CPU, so that a seed means the same weights on every device.
+        """
+        generator = torch.Generator().manual_seed(seed)
+        residual = 0.02 / math.sqrt(2 * self.config.n_layer)
+        for name, parameter in self.named_parameters():
+            if parameter.dim() >= 2:
+                std = residual if name.endswith("c_proj.weight") else 0.02
+                draw = torch.empty(parameter.shape).normal_(0.0, std, generator=generator)
+                parameter.copy_(draw)
+            else:
+                parameter.fill_(1.0 if name.endswith(".weight") else 0.0)  # LayerNorm's gains; every bias
+        return self
+
+    def hidden(self, idx: Tensor, cache: KVCache | None = None) -> Tensor:
+        """The last layer's normalised output at each position: (B, T) int64 -> (B, T, C).
+
+        With a cache, `idx` follows the positions in it, and joins them.
+        """
+        T, past = idx.size(1), cache.used if cache is not None else 0
+        positions = torch.arange(past, past + T, device=idx.device)
+        x = self.wte(idx) + self.wpe(positions)  # (B, T, C)
+        x = self.drop(x)
+        for block in self.h:
+            x = block(x, cache)
+        if cache is not None:
+            cache.used += T
+        return self.ln_f(x)
+
+    def logits(self, x: Tensor) -> Tensor:
+        """Scores of the next token: (..., C) -> (..., V). The head is the token embedding ("tied")."""
+        return F.linear(x, self.wte.weight, self.padding)
+
+    def token_losses(self, idx: Tensor, targets: Tensor) -> Tensor:
+        """Negative log-likelihood of each target in nats: (B, T), (B, T) -> (B, T) fp32."""
+        logits = self.logits(self.hidden(idx)).float()  # (B, T, V)
+        return F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none").view_as(targets)
+
+    def forward(self, idx: Tensor, targets: Tensor) -> Tensor:
+        """The mean of `token_losses`, a scalar: what training minimises."""
+        logits = self.logits(self.hidden(idx)).float()  # (B, T, V)
+        return F.cross_entropy(logits.flatten(0, 1), targets.flatten())

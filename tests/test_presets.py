@@ -1,0 +1,90 @@
+"""The recipes are those of the lecture, llm.c, GPT-3's paper and nanoGPT, number by number."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from overnight import plan
+from overnight.config import Config, LoaderConfig, ModelConfig, OptimConfig
+from overnight.models.gpt2 import GPT
+from overnight.presets import PRESETS
+
+# layers, heads, width, context; peak and final learning rate, warm-up; steps, tokens a step;
+# millions of parameters with GPT-2's 50,257 tokens
+RECIPES = {
+    "gpt2-124m": ((12, 12, 768, 1024), (6e-4, 6e-5, 715), (19_073, 524_288), 124.4),
+    "gpt2-350m": ((24, 16, 1024, 1024), (3e-4, 0.0, 700), (60_000, 524_288), 354.8),
+    "gpt2-774m": ((36, 20, 1280, 1024), (2.5e-4, 0.0, 700), (286_102, 524_288), 774.0),
+    "gpt2-1558m": ((48, 25, 1600, 1024), (6e-4, 6e-5, 700), (32_000, 1_048_576), 1557.6),
+    "gpt3-125m": ((12, 12, 768, 2048), (6e-4, 6e-5, 700), (572_204, 524_288), 125.2),
+    "gpt3-350m": ((24, 16, 1024, 2048), (3e-4, 3e-5, 700), (572_204, 524_288), 355.9),
+    "gpt3-760m": ((24, 16, 1536, 2048), (2.5e-4, 2.5e-5, 700), (572_204, 524_288), 760.3),
+}
+OTHERS = {"quickstart", "shakespeare", "shakespeare-cpu", "finetune-shakespeare"}
+
+
+def test_no_preset_is_missing() -> None:
+    assert set(PRESETS) == OTHERS | set(RECIPES)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_the_gpts_are_as_published(name: str) -> None:
+    (n_layer, n_head, n_embd, block_size), (lr, min_lr, warmup), (steps, batch_tokens), _ = RECIPES[name]
+    config = PRESETS[name]()
+    assert config.model == ModelConfig(
+        n_layer, n_head, n_embd, block_size, "auto", bias=True, activation="gelu_tanh", dropout=0.0
+    )
+    assert config.optim == OptimConfig(
+        lr, pytest.approx(min_lr), warmup, "cosine", 0.1, (0.9, 0.95), 1e-8, grad_clip=1.0, ramp_tokens=0
+    )
+    assert (config.steps, config.batch_tokens) == (steps, batch_tokens)
+    assert (config.seed, config.eval_every, config.init_from) == (1337, 250, "")
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_parameters_are_counted_as_the_model_has_them(name: str) -> None:
+    model = dataclasses.replace(PRESETS[name]().model, vocab_size=50_257)
+    with torch.device("meta"):
+        real = sum(p.numel() for p in GPT(model, 50_257).parameters())
+    assert plan.parameters(model) == real
+    assert round(real / 1e6, 1) == RECIPES[name][3]
+
+
+@pytest.mark.parametrize(
+    ("name", "sizes", "batch_tokens", "steps", "dropout"),
+    [
+        ("shakespeare", (6, 6, 384, 256), 64 * 256, 5000, 0.2),
+        ("shakespeare-cpu", (4, 4, 128, 64), 12 * 64, 2000, 0.0),
+    ],
+)
+def test_shakespeare_is_nanogpts(
+    name: str, sizes: tuple[int, ...], batch_tokens: int, steps: int, dropout: float
+) -> None:
+    config = PRESETS[name]()
+    assert config.model == ModelConfig(*sizes, "auto", bias=False, activation="gelu", dropout=dropout)
+    assert config.optim == OptimConfig(1e-3, 1e-4, 100, "cosine", 0.1, (0.9, 0.99), 1e-8, 1.0, 0)
+    assert (config.steps, config.batch_tokens, config.data) == (steps, batch_tokens, "data/shakespeare")
+
+
+def test_finetuning_is_nanogpts() -> None:
+    config = PRESETS["finetune-shakespeare"]()
+    assert (config.init_from, config.steps, config.batch_tokens) == ("hf:gpt2", 20, 32_768)
+    assert (config.optim.lr, config.optim.schedule, config.optim.warmup_steps) == (3e-5, "constant", 0)
+    assert config.model == ModelConfig()
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_preset_says_how_to_run_it(name: str) -> None:
+    document = PRESETS[name].__doc__ or ""
+    assert f"overnight train {name}" in document
+    assert "Cost:" in document or "Result:" in document
+    assert isinstance(PRESETS[name](), Config)
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_presets_share_what_they_do_not_say(name: str) -> None:
+    config = PRESETS[name]()
+    assert (config.run, config.seed) == (name, 1337)
+    assert config.loader == LoaderConfig("shuffled")
+    assert {config.device, config.precision, config.compile, config.micro_batch} == {"auto"}
