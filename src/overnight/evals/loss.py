@@ -1,0 +1,58 @@
+"""Validation loss and bits per byte: exact, over fixed tokens, the same on any number of ranks."""
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+
+import numpy as np
+import torch
+
+from overnight.data.shards import Tokens
+from overnight.models.gpt2 import GPT
+from overnight.world import World
+
+LOGITS_AT_ONCE = 1 << 24  # numbers: 64 MB of fp32
+
+
+@torch.no_grad()
+def validation(
+    model: GPT,
+    tokens: Tokens,
+    byte_lengths: np.ndarray,
+    block_size: int,
+    limit: int | None,
+    world: World,
+    autocast: Callable[[], AbstractContextManager],
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Iterator[tuple[str, float]]:
+    """Yields ("loss", nats per token), ("bits_per_byte", ...) and ("tokens", number predicted).
+
+    Windows of T = block_size start at 0, T, 2T, ...: inputs [i, i+T), targets [i+1, i+T+1), the last one
+    shorter, so that every token but the first is predicted exactly once; with a `limit`, the first `limit`
+    predictions. byte_lengths: UTF-8 bytes of each id, 0 for <|endoftext|>. `progress` hears of windows.
+    """
+    predicted = min(len(tokens) - 1, limit or len(tokens))
+    starts = range(0, predicted, block_size)
+    assert isinstance(model.config.vocab_size, int)
+    rows = max(1, min(64, LOGITS_AT_ONCE // (block_size * model.config.vocab_size)))
+    totals = torch.zeros(2, dtype=torch.float64)  # summed loss, summed bytes
+    was_training = model.training
+    model.eval()
+    for number in range(world.rank, math.ceil(len(starts) / rows), world.size):
+        chunk = starts[number * rows : (number + 1) * rows]
+        progress(number * rows, len(starts))
+        full = [start for start in chunk if start + block_size <= predicted]
+        for group in ([full] if full else []) + [[start] for start in chunk[len(full) :]]:
+            length = min(block_size, predicted - group[0])
+            window = np.stack([tokens.read(start, length + 1) for start in group])  # (B, T + 1)
+            ids = torch.from_numpy(window).to(world.device)
+            with autocast():
+                losses = model.token_losses(ids[:, :-1], ids[:, 1:])  # (B, T)
+            totals[0] += losses.cpu().double().sum()
+            totals[1] += int(byte_lengths[window[:, 1:]].sum())
+    model.train(was_training)
+    # nccl sums on the GPU only; MPS has no float64, but it has no ranks either.
+    summed = world.sum(totals.to(world.device) if world.size > 1 else totals).tolist()
+    yield "loss", summed[0] / predicted
+    yield "bits_per_byte", summed[0] / summed[1] / math.log(2) if summed[1] else math.inf
+    yield "tokens", predicted

@@ -1,0 +1,120 @@
+"""A run's records: one JSON object a line, appended as things happen.
+
+Every record has kind, step (updates done), time (UTC) and tokens (trained on so far). The functions of
+`Records` below are the one place where the fields of each kind stand.
+"""
+
+import json
+import math
+import os
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from overnight.errors import UserError
+from overnight.files import sync
+
+FILE = "records.jsonl"
+
+
+class Records:
+    """Appends to records.jsonl. A line reaches the operating system whole, at once: a killed process
+    leaves at most one torn line, at the end, which `rewind` takes away."""
+
+    def __init__(self, run: Path):
+        self.path = run / FILE
+        self._file = open(self.path, "ab", buffering=0)  # noqa: SIM115 (open as long as the run)
+
+    def train(
+        self,
+        step: int,
+        tokens: int,
+        loss: float,
+        lr: float,
+        grad_norm: float,
+        step_ms: float,
+        tokens_per_second: float,
+        mfu: float | None,
+    ) -> None:
+        """One update. loss: nats per token, the mean over all of the step's tokens; grad_norm: before
+        clipping; step_ms: wall time of the update alone; mfu: None where the device's peak is unknown."""
+        self._write(
+            "train", step, tokens,
+            loss=loss, lr=lr, grad_norm=grad_norm, step_ms=round(step_ms, 3),
+            tokens_per_second=round(tokens_per_second, 1), mfu=mfu,
+        )  # fmt: skip
+
+    def val(self, step: int, tokens: int, loss: float, bits_per_byte: float, val_tokens: int) -> None:
+        """One validation. loss: nats per token over `val_tokens` predicted tokens."""
+        self._write("val", step, tokens, loss=loss, bits_per_byte=bits_per_byte, val_tokens=val_tokens)
+
+    def sample(self, step: int, tokens: int, prompt: str, text: str) -> None:
+        """One sampled text, without its prompt."""
+        self._write("sample", step, tokens, prompt=prompt, text=text)
+
+    def event(self, step: int, tokens: int, name: str, detail: dict[str, Any]) -> None:
+        """start, resume, checkpoint, preempted, interrupted, done, and whatever else should be known."""
+        self._write("event", step, tokens, name=name, detail=detail)
+
+    def _write(self, kind: str, step: int, tokens: int, **fields: Any) -> None:
+        now = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+        record = {"kind": kind, "step": step, "time": now, "tokens": tokens} | fields
+        self._file.write(json.dumps(finite(record), allow_nan=False, ensure_ascii=False).encode() + b"\n")
+
+    def synced_size(self) -> int:
+        """Bytes of records that are safely on the disk: all written so far."""
+        os.fsync(self._file.fileno())
+        return os.fstat(self._file.fileno()).st_size
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def finite(value: Any) -> Any:
+    """`value` with None for every number that JSON has no way to write."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, dict):
+        return {key: finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(item) for item in value]
+    return value
+
+
+def read(run: Path) -> Iterator[dict[str, Any]]:
+    """The records of a run, a torn last line left out."""
+    path = run / FILE
+    if not path.is_file():
+        return
+    with open(path, "rb") as file:
+        for number, line in enumerate(file, 1):
+            if not line.endswith(b"\n"):
+                return
+            try:
+                record = json.loads(line)
+            except ValueError:
+                raise UserError(f"{path}, line {number} is damaged: it is not JSON.") from None
+            yield record
+
+
+def rewind(run: Path, size: int) -> None:
+    """Cut the records back to their first `size` bytes, what a checkpoint vouches for; of what came later
+    only events are kept. Atomic: a kill leaves the old file or the new one."""
+    path = run / FILE
+    if not path.is_file():
+        return
+    content = path.read_bytes()
+    kept = []
+    for line in content[size:].splitlines(keepends=True):
+        if line.endswith(b"\n"):
+            try:
+                if json.loads(line).get("kind") == "event":
+                    kept.append(line)
+            except (ValueError, AttributeError):
+                continue  # torn by a power cut: the checkpoint vouches for nothing here
+    aside = path.with_name(f".{path.name}.partial")
+    aside.write_bytes(content[:size] + b"".join(kept))
+    sync(aside)
+    os.replace(aside, path)
+    sync(run)

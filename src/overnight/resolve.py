@@ -1,0 +1,90 @@
+"""The MODEL grammar: what a user may write where a model is wanted.
+
+runs/NAME, NAME or any path of a run    its newest complete checkpoint
+the same with @STEP                     the checkpoint of that step
+"""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from overnight import checkpoint, config
+from overnight.config import Config
+from overnight.data import tokens
+from overnight.data.tokens import Tokenizer
+from overnight.errors import UserError, near
+from overnight.files import read_json
+from overnight.models.gpt2 import GPT
+
+CONFIG, ENVIRONMENT, TOKENIZER = "config.json", "environment.json", "tokenizer.json"
+OTHERS = ("hf:", "llmc:", "nanogpt:")  # reserved for other people's weights
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model ready to use, and where it comes from."""
+
+    model: GPT
+    tokenizer: Tokenizer
+    config: Config
+    run: Path
+    step: int
+
+
+def run_path(name: str) -> Path:
+    """A run's folder: a bare NAME is runs/NAME, anything with a separator is a path."""
+    is_path = "/" in name or os.sep in name or name in (".", "..")
+    return Path(name) if is_path else Path("runs") / name
+
+
+def read_config(run: Path) -> tuple[Config, dict[str, Any]]:
+    """A run's resolved config, and what else config.json says (preset, and which fields were auto)."""
+    described = read_json(run / CONFIG, "config")
+    extra = {key: described.pop(key, None) for key in ("preset", "auto")}
+    return config.from_dict(described, str(run / CONFIG)), extra
+
+
+def checkpoint_of(name: str) -> Path:
+    """MODEL -> the folder of a checkpoint that is there and whole; two levels up is its run.
+
+    Raises UserError with the remedy.
+    """
+    if name.startswith(OTHERS):
+        prefix = name.split(":")[0]
+        raise UserError(f"{name}: this version cannot read {prefix}: models yet; name a run (runs/NAME).")
+    base, _, at = name.partition("@")
+    run = Path(base) if Path(base).is_dir() and (Path(base) / CONFIG).exists() else run_path(base)
+    if not run.is_dir():
+        known = sorted(path.name for path in Path("runs").glob("*") if path.is_dir())
+        there = f" Runs here: {', '.join(known)}." if known else " `overnight train PRESET` makes one."
+        raise UserError(f"there is no run {run}.{near(run.name, known)}{there}")
+    read_config(run)
+    steps = checkpoint.list_steps(run)
+    if not at:
+        state, wrong = checkpoint.newest_sound(run)
+        if state is None:
+            raise UserError(f"the run {run} has no complete checkpoint yet: train it first.", *wrong)
+        return checkpoint.folder(run, state.step)
+    if not at.isdecimal() or int(at) not in steps:
+        have = ", ".join(map(str, steps)) or "none"
+        raise UserError(f"{run} has no checkpoint of step {at}. It has: {have}.")
+    try:
+        checkpoint.check(checkpoint.folder(run, int(at)))
+    except checkpoint.Damaged as error:
+        raise UserError(f"the checkpoint {name} is damaged: {error}.") from None
+    return checkpoint.folder(run, int(at))
+
+
+def load(name: str, device: torch.device) -> Loaded:
+    """MODEL -> a model in evaluation mode on `device`, with its tokenizer."""
+    folder = checkpoint_of(name)
+    run = folder.parent.parent
+    config, _ = read_config(run)
+    tokenizer = tokens.load(run / TOKENIZER)
+    model = GPT(config.model, tokenizer.vocab_size)
+    checkpoint.load_weights(folder, model)
+    step = int(folder.name.removeprefix("step_"))
+    return Loaded(model.to(device).eval(), tokenizer, config, run, step)

@@ -1,0 +1,227 @@
+"""What happens before step 0: `auto` is resolved, data and machine are checked, an old run is recognised.
+
+`decide` only reads, so that wrong input leaves nothing behind; `begin` then makes the folder or readies it.
+"""
+
+import json
+import platform
+import subprocess
+import sys
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from overnight import __version__, checkpoint, plan, records, resolve
+from overnight import config as configs
+from overnight.checkpoint import State
+from overnight.config import Config, fields_of
+from overnight.data import tokens
+from overnight.data.manifest import Data
+from overnight.errors import UserError, refuse
+from overnight.files import to_json, write_synced
+from overnight.machine import cpu_count, cpu_name
+from overnight.world import World, choose_compile, choose_precision
+
+# What may differ when a run goes on; of steps, only more.
+FREE = {"steps", "eval_every", "val_tokens", "save_every", "sample_every", "keep", "device", "processes"}
+FREE |= {"max_minutes", "verify", "sample.prompt", "sample.count", "sample.length"}
+PLACES = {"data", "run"}  # names of folders: the data is compared by its content, the run is itself
+
+
+@dataclass(frozen=True)
+class Start:
+    """A run that may begin."""
+
+    config: Config
+    """Resolved: nothing in it is auto."""
+    preset: str
+    auto: dict[str, Any]
+    """The fields that were auto, with what they became."""
+    run: Path
+    data: Data
+    state: State | None
+    """The checkpoint to go on from."""
+    resuming: bool
+    """Whether the run exists already, with or without a checkpoint."""
+    changes: dict[str, Any]
+    """Fields that differ from the run's config.json: [before, now]."""
+    damaged: list[str]
+    """What is wrong with checkpoints newer than `state`."""
+
+    @property
+    def complete(self) -> bool:
+        return self.state is not None and self.state.step >= self.config.steps
+
+
+def decide(wanted: Config, preset: str, world: World) -> Start:
+    """Check everything that can be checked, and choose every auto. Creates nothing.
+
+    Raises UserError for missing or damaged data, a vocabulary smaller than the data's, a machine that
+    cannot do what is asked, and a run that this config does not continue.
+    """
+    run = resolve.run_path(wanted.run)
+    data = Data(Path(wanted.data))
+    if wanted.verify:
+        data.verify()
+    old = None
+    if run.exists() and not (run.is_dir() and all(path.name.startswith(".") for path in run.iterdir())):
+        if not (run / resolve.CONFIG).is_file():
+            raise UserError(f"{run} exists and is no run (it has no {resolve.CONFIG}): choose another --run.")
+        old, _ = resolve.read_config(run)
+    donor = None
+    if wanted.init_from and old is None:
+        donor, _ = resolve.read_config(resolve.checkpoint_of(wanted.init_from).parent.parent)
+    refuse(data_problems(wanted, data) + (donor_problems(wanted, donor, data) if donor else []))
+    config = resolve_autos(wanted, old, donor, data, world)
+    auto = {name: dict(fields_of(config))[name] for name, value in fields_of(wanted) if value == "auto"}
+    if old is None:
+        return Start(config, preset, auto, run, data, None, False, {}, [])
+    changes = compare(old, config, auto, run)
+    state, damaged = checkpoint.newest_sound(run)
+    if state is not None and state.data != data.fingerprint:
+        raise UserError(
+            f"{run} was trained on other data than {data.folder} (fingerprints differ).",
+            "Give its own --data, or choose another --run.",
+        )
+    return Start(config, preset, auto, run, data, state, True, changes, damaged)
+
+
+def data_problems(config: Config, data: Data) -> list[str]:
+    """What keeps this config from training on this data."""
+    problems = []
+    vocabulary, rows = data.tokenizer.vocab_size, config.model.vocab_size
+    if isinstance(rows, int) and rows < vocabulary:
+        problems.append(
+            f"model.vocab-size {rows} is smaller than the data's vocabulary of {vocabulary}: "
+            f"give {vocabulary} or more, or leave it out."
+        )
+    for split, least in (("train", config.model.block_size + 1), ("val", 2)):
+        if (have := len(data.split(split))) < least:
+            problems.append(
+                f"{data.folder} has {have} tokens of {split}, fewer than the {least} that model.block-size "
+                f"{config.model.block_size} needs: prepare more text."
+            )
+    try:
+        data.tokenizer.encode(config.sample.prompt)
+    except UserError as error:
+        problems.append(f"sample.prompt: {error}")
+    return problems
+
+
+def donor_problems(config: Config, donor: Config, data: Data) -> list[str]:
+    """What keeps the weights of --init-from from being this model's."""
+    problems = []
+    for name in ("n_layer", "n_head", "n_embd", "block_size", "vocab_size", "bias", "activation"):
+        ours, theirs = getattr(config.model, name), getattr(donor.model, name)
+        if ours not in (theirs, "auto"):
+            option = f"model.{name.replace('_', '-')}"
+            problems.append(
+                f"{config.init_from} has {option} {theirs}, not {ours}: give --{option} {theirs}."
+            )
+    tokenizer = resolve.checkpoint_of(config.init_from).parent.parent / resolve.TOKENIZER
+    if tokens.load(tokenizer).sha256 != data.tokenizer.sha256:
+        problems.append(
+            f"{data.folder} was made with another tokenizer than {config.init_from}'s: "
+            f"prepare it with --tokenizer {tokenizer}."
+        )
+    return problems
+
+
+def resolve_autos(
+    wanted: Config, old: Config | None, donor: Config | None, data: Data, world: World
+) -> Config:
+    """Every auto becomes what the run has already, or what suits the data and this machine."""
+    device = world.device
+    model = wanted.model
+    if model.vocab_size == "auto":
+        # Tensor cores want multiples of 64; CPUs gain nothing from rows that are never used.
+        unit = 64 if device.type == "cuda" else 1
+        rows = -(-data.tokenizer.vocab_size // unit) * unit
+        given = old or donor
+        model = replace(model, vocab_size=given.model.vocab_size if given else rows)
+    kept_precision = old.precision if old and wanted.precision == "auto" else wanted.precision
+    precision = choose_precision(kept_precision, device)
+    config = replace(
+        wanted,
+        model=model,
+        device=device.type,  # type: ignore[arg-type]
+        precision=precision,  # type: ignore[arg-type]
+        compile="on" if choose_compile(wanted.compile, device) else "off",
+        processes=world.size,
+    )
+    if wanted.micro_batch == "auto":
+        unit = world.size * config.model.block_size
+        tokens = configs.RAMP_START if config.optim.ramp_tokens else config.batch_tokens
+        kept = old.micro_batch if old else None
+        if not (isinstance(kept, int) and tokens % (unit * kept) == 0):
+            half = precision in ("bf16", "fp16")
+            memory = plan.device_memory(device, world.size)
+            kept = plan.largest_micro_batch(config.model, max(1, tokens // unit), half, memory)
+        config = replace(config, micro_batch=kept)
+    return config
+
+
+def compare(old: Config, new: Config, auto: dict[str, Any], run: Path) -> dict[str, Any]:
+    """What differs between a run's config and the one it shall go on with; refused where it must not."""
+    before, now = dict(fields_of(old)), dict(fields_of(new))
+    changes = {name: [before[name], now[name]] for name in now if before[name] != now[name]}
+    free = FREE | PLACES | set(auto)
+    if "processes" in changes:
+        free.add("micro_batch")  # fewer windows a rank may need smaller ones
+    refused = [
+        f"{name.replace('_', '-')} {was} -> {is_now}"
+        for name, (was, is_now) in changes.items()
+        if name not in free or (name == "steps" and is_now < was)
+    ]
+    if refused:
+        raise UserError(
+            f"{run} exists with another config: {', '.join(refused)}.",
+            "Give its own values to go on (steps may only grow), or choose another --run.",
+        )
+    return {name: change for name, change in changes.items() if name not in PLACES}
+
+
+def begin(start: Start) -> None:
+    """Make the run's folder, or bring that of an old run to where its checkpoint is. A kill in between
+    does no harm: the next start does it again."""
+    start.run.mkdir(parents=True, exist_ok=True)
+    described = {"preset": start.preset} | asdict(start.config) | {"auto": start.auto}
+    write_synced(start.run / resolve.CONFIG, to_json(described))
+    tokenizer = json.dumps(start.data.tokenizer.to_json(), ensure_ascii=False)
+    write_synced(start.run / resolve.TOKENIZER, tokenizer + "\n")
+    write_synced(start.run / resolve.ENVIRONMENT, to_json(environment()))
+    if start.resuming:
+        checkpoint.move_damaged_aside(start.run, start.state)
+        records.rewind(start.run, start.state.records_bytes if start.state else 0)
+
+
+def environment() -> dict[str, Any]:
+    """Versions, hardware, commit and command line: what one asks about when results differ."""
+    cuda = torch.cuda.is_available()
+    return {
+        "time": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": ["overnight", *sys.argv[1:]],
+        "overnight": __version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "cuda": torch.version.cuda,
+        "platform": platform.platform(),
+        "cpu": cpu_name(),
+        "cpus": cpu_count(),
+        "threads": torch.get_num_threads(),
+        "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())] if cuda else [],
+        "git": git_commit(),
+    }
+
+
+def git_commit() -> str | None:
+    """The commit of the checkout that this code runs from, '-dirty' with uncommitted changes."""
+    here = Path(__file__).parent
+    try:
+        ask = ["git", "-C", str(here), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+        return subprocess.run(ask, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None

@@ -1,0 +1,154 @@
+"""Where a run computes: device, precision, compilation, and the ranks it shares the work with.
+
+Alone, every collective is a no-op, so that nothing else asks how many ranks there are.
+"""
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from overnight.errors import UserError
+from overnight.machine import cpu_count
+
+
+@dataclass(frozen=True)
+class World:
+    """This process among `size` ranks. torchrun says which one it is; without it there is one."""
+
+    device: torch.device
+    rank: int = 0
+    local_rank: int = 0
+    size: int = 1
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this rank speaks, records and saves for all."""
+        return self.rank == 0
+
+    def sum(self, values: Tensor) -> Tensor:
+        """The sum of a tensor over all ranks, on each of them; in place. (gloo has no trustworthy mean:
+        divide afterwards.)"""
+        if self.size > 1:
+            dist.all_reduce(values, op=dist.ReduceOp.SUM)
+        return values
+
+    def barrier(self) -> None:
+        """Wait for all ranks."""
+        if self.size > 1:
+            dist.barrier(device_ids=[self.device.index] if self.device.type == "cuda" else None)
+
+    def replicate(self, model: nn.Module) -> nn.Module:
+        """A module whose backward pass averages gradients over ranks (DDP); alone, the module itself."""
+        if self.size == 1:
+            return model
+        ids = [self.device.index] if self.device.type == "cuda" else None
+        return nn.parallel.DistributedDataParallel(model, device_ids=ids, gradient_as_bucket_view=True)
+
+
+@contextlib.contextmanager
+def connect(device: str) -> Iterator[World]:
+    """The world of this process: joins the other ranks if torchrun started it, and leaves them at the end."""
+    rank, local_rank = int(os.environ.get("RANK", "0")), int(os.environ.get("LOCAL_RANK", "0"))
+    size = int(os.environ.get("WORLD_SIZE", "1"))
+    chosen = choose_device(device, local_rank)
+    if chosen.type == "cuda":
+        torch.cuda.set_device(chosen)
+    local_size = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    threads = os.environ.get("OMP_NUM_THREADS", "")
+    torch.set_num_threads(int(threads) if threads.isdecimal() else max(1, cpu_count() // local_size))
+    if size == 1:
+        yield World(chosen)
+        return
+    dist.init_process_group(
+        "nccl" if chosen.type == "cuda" else "gloo", device_id=chosen if chosen.type == "cuda" else None
+    )
+    try:
+        yield World(chosen, rank, local_rank, size)
+    finally:
+        dist.destroy_process_group()
+
+
+def imagine(here: World, processes: int) -> World:
+    """The world as the first of `processes` ranks will find it: what can be checked before they start is
+    checked in it."""
+    if here.device.type == "cuda":
+        choose_device("cuda", processes - 1)
+    return replace(here, size=processes)
+
+
+def choose_device(name: str, local_rank: int = 0) -> torch.device:
+    """'auto' finds cuda, then mps, then cpu; a named device that is not there is refused."""
+    available = {
+        "cuda": torch.cuda.is_available(),
+        "mps": torch.backends.mps.is_available(),
+        "cpu": True,
+    }
+    if name == "auto":
+        name = next(kind for kind in ("cuda", "mps", "cpu") if available[kind])
+    if not available[name]:
+        have = " and ".join(kind for kind, here in available.items() if here)
+        raise UserError(f"there is no {name} device here: give --device auto, or one of {have}.")
+    if name != "cuda":
+        return torch.device(name)
+    if local_rank >= torch.cuda.device_count():
+        raise UserError(
+            f"{local_rank + 1} processes, but {torch.cuda.device_count()} GPUs: give fewer --processes."
+        )
+    return torch.device("cuda", local_rank)
+
+
+def choose_precision(name: str, device: torch.device) -> str:
+    """'auto' takes bf16, then fp16, where a GPU computes it in hardware, and fp32 elsewhere."""
+    if name != "auto":
+        if name == "tf32" and device.type != "cuda":
+            raise UserError(
+                f"precision tf32 is a mode of CUDA's matrix units, not of {device.type}: give fp32."
+            )
+        return name
+    if device.type != "cuda":
+        return "fp32"
+    if torch.cuda.is_bf16_supported(including_emulation=False):
+        return "bf16"
+    # Tensor cores for fp16 came with compute capability 7.0 (Volta).
+    return "fp16" if torch.cuda.get_device_capability(device) >= (7, 0) else "fp32"
+
+
+def use_precision(precision: str, device: torch.device) -> Callable[[], contextlib.AbstractContextManager]:
+    """Set the process up for `precision`; a function that makes the context for forward passes.
+
+    Weights, gradients and optimizer state stay fp32: bf16 and fp16 are autocast's. All but fp32 let fp32
+    matrix products that remain use TF32.
+    """
+    torch.set_float32_matmul_precision("highest" if precision == "fp32" else "high")
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
+    if dtype is None:
+        return contextlib.nullcontext
+    return lambda: torch.autocast(device.type, dtype)
+
+
+def choose_compile(name: str, device: torch.device) -> bool:
+    """'auto': where it pays and can work, which is CUDA with Triton."""
+    if name != "auto":
+        return name == "on"
+    return device.type == "cuda" and triton_works(device)
+
+
+def triton_works(device: torch.device) -> bool:
+    """Whether Triton is installed and supports this GPU (compute capability 7.0 and up)."""
+    try:
+        import triton  # noqa: F401
+    except ImportError:
+        return False
+    return torch.cuda.get_device_capability(device) >= (7, 0)
+
+
+def be_deterministic() -> None:
+    """Only kernels that give the same bits each time, on CUDA too; the CPU's do so anyway."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True)
+    torch.backends.cudnn.benchmark = False

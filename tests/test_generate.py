@@ -1,0 +1,151 @@
+"""Sampling: what is drawn, that the cache changes nothing, and that no id is outside the vocabulary."""
+
+from collections import Counter
+
+import pytest
+import torch
+
+from overnight.config import ModelConfig
+from overnight.data.tokens import train_bpe, train_char
+from overnight.generate import Sampling, continuations, draw, generate, stream, texts
+from overnight.models.gpt2 import GPT
+
+CONFIG = ModelConfig(n_layer=2, n_head=2, n_embd=16, block_size=12, vocab_size=64)
+GREEDY = Sampling(temperature=0)
+
+
+@pytest.fixture(scope="module")
+def model() -> GPT:
+    """Confident enough to have opinions; 40 ids of 64 rows."""
+    model = GPT(CONFIG, 40).init_weights(seed=1)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(12 if parameter.dim() == 2 else 1)
+    return model.eval()
+
+
+def without_cache(model: GPT, window: torch.Tensor) -> torch.Tensor:
+    return model.logits(model.hidden(window)[:, -1])[:, : model.n_tokens]
+
+
+@pytest.mark.parametrize("prompt_length", [1, 5, 12, 30])
+def test_generation_equals_the_full_forward_pass(model: GPT, prompt_length: int) -> None:
+    """Greedy tokens are the full pass's best over the window in use, far beyond the block size. When the
+    positions are used up, the window is the second half of the context."""
+    prompt = torch.randint(0, 40, (3, prompt_length), generator=torch.Generator().manual_seed(2))
+    window, used = prompt[:, -12:], min(12, prompt_length)
+    for drawn in generate(model, prompt, 40, GREEDY, seed=1):
+        if used > 12:
+            window, used = window[:, -6:], 6
+        logits = without_cache(model, window)
+        best = logits.max(dim=1).values
+        assert ((best - logits.gather(1, drawn[:, None])[:, 0]) <= 1e-4).all()
+        window, used = torch.cat([window, drawn[:, None]], dim=1), used + 1
+
+
+def test_drawn_logits_equal_the_full_pass_within_1e_4(model: GPT, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+
+    def spy(logits: torch.Tensor, *rest: object) -> torch.Tensor:
+        seen.append(logits.clone())
+        return logits.argmax(dim=-1)
+
+    monkeypatch.setattr("overnight.generate.draw", spy)
+    prompt = torch.randint(0, 40, (2, 4), generator=torch.Generator().manual_seed(2))
+    window = prompt
+    for step, drawn in enumerate(generate(model, prompt, 8, GREEDY, seed=1)):
+        torch.testing.assert_close(seen[step], without_cache(model, window), atol=1e-4, rtol=0)
+        window = torch.cat([window, drawn[:, None]], dim=1)
+    assert len(seen) == 8
+
+
+def test_the_seed_decides(model: GPT) -> None:
+    prompt = torch.zeros(2, 1, dtype=torch.long)
+
+    def run(seed: int) -> list:
+        return [drawn.tolist() for drawn in generate(model, prompt, 30, Sampling(), seed)]
+
+    assert run(1) == run(1)
+    assert run(1) != run(2)
+
+
+def test_no_id_is_outside_the_vocabulary() -> None:
+    """Even when the padding rows are the model's favourites."""
+    model = GPT(CONFIG, 40).init_weights(seed=1)
+    with torch.no_grad():
+        model.wte.weight[40:] += 50
+    drawn = torch.stack(list(generate(model, torch.zeros(8, 1, dtype=torch.long), 50, Sampling(5.0), 1)))
+    assert int(drawn.max()) < 40
+
+
+def frequencies(sampling: Sampling, probabilities: list[float], n: int = 4000) -> dict[int, float]:
+    logits = torch.tensor(probabilities).log().expand(n, -1)
+    drawn = draw(logits, sampling, torch.Generator().manual_seed(1)).tolist()
+    return {token: count / n for token, count in sorted(Counter(drawn).items())}
+
+
+@pytest.mark.parametrize(
+    ("sampling", "expected"),
+    [
+        (Sampling(), {0: 0.1, 1: 0.4, 2: 0.3, 3: 0.2}),
+        (Sampling(top_k=2), {1: 4 / 7, 2: 3 / 7}),
+        (Sampling(top_k=9), {0: 0.1, 1: 0.4, 2: 0.3, 3: 0.2}),
+        (Sampling(top_p=0.5), {1: 4 / 7, 2: 3 / 7}),
+        (Sampling(top_p=0.3), {1: 1.0}),
+        (Sampling(temperature=0.5), {0: 1 / 30, 1: 16 / 30, 2: 9 / 30, 3: 4 / 30}),
+        (Sampling(temperature=0), {1: 1.0}),
+        (Sampling(temperature=0.5, top_k=3, top_p=0.6), {1: 16 / 25, 2: 9 / 25}),
+    ],
+    ids=str,
+)
+def test_tokens_are_drawn_with_their_probabilities(sampling: Sampling, expected: dict) -> None:
+    """Probabilities 0.1, 0.4, 0.3, 0.2: what each setting makes of them, worked out by hand."""
+    found = frequencies(sampling, [0.1, 0.4, 0.3, 0.2])
+    assert found.keys() == expected.keys()
+    assert all(abs(found[token] - expected[token]) < 0.03 for token in expected)
+
+
+def rigged(order: list[int]) -> GPT:
+    """A model that follows each id of `order` by the next, whatever came before."""
+    model = GPT(ModelConfig(1, 1, 64, 8, vocab_size=64), 64).init_weights(seed=1)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.zero_()
+        model.ln_f.weight.fill_(1)
+        model.wte.weight.copy_(torch.eye(64))
+        successor = torch.arange(64)
+        successor[order[:-1]] = torch.tensor(order[1:])
+        # The MLP moves each one-hot residual to its successor: GELU(20 x) is 20 for the id at hand, 0 else.
+        model.h[0].ln_2.weight.fill_(1)
+        model.h[0].mlp.c_fc.weight[:64] = torch.eye(64)
+        model.h[0].mlp.c_proj.weight[successor, torch.arange(64)] = 5.0
+    return model.eval()
+
+
+def test_endoftext_ends_a_text() -> None:
+    tokenizer = train_char(["".join(map(chr, range(0x20, 0x20 + 63)))])
+    a, b, c = (int(tokenizer.encode(letter)[0]) for letter in "ABC")
+    model = rigged([a, b, c, tokenizer.eot])
+    assert texts(model, tokenizer, "A", 2, 20, GREEDY, seed=1) == ["BC", "BC"]
+    assert "".join(stream(model, tokenizer, "A", 1, 20, GREEDY, seed=1)) == "ABC\n"
+    assert list(continuations(model, tokenizer, "A", 1, 20, GREEDY, seed=1)) == [[b], [c]]
+
+
+def test_a_stream_is_the_text(model: GPT) -> None:
+    tokenizer = train_bpe(iter(["naïve café 你好 " * 20]), 300)
+    big = GPT(ModelConfig(1, 2, 16, 12, vocab_size=tokenizer.vocab_size), tokenizer.vocab_size)
+    big.init_weights(seed=5)
+    written = texts(big, tokenizer, "caf", 3, 60, Sampling(), seed=9)
+    streamed = "".join(stream(big, tokenizer, "caf", 3, 60, Sampling(), seed=9))
+    first = streamed.split("-" * 40)[0]
+    visible_text = first.removeprefix("caf").removesuffix("\n")
+    assert len(visible_text) > 10
+    assert not any(ord(character) < 32 and character not in "\n\t" for character in streamed)
+    assert [c for c in visible_text if c.isalnum()] == [c for c in written[0] if c.isalnum()]
+
+
+def test_escape_codes_are_shown_not_obeyed() -> None:
+    tokenizer = train_char(["".join(map(chr, range(63)))])
+    escape, bell = int(tokenizer.encode("\x1b")[0]), int(tokenizer.encode("\x07")[0])
+    model = rigged([escape, bell, tokenizer.eot])
+    assert "".join(stream(model, tokenizer, "\x1b", 1, 5, GREEDY, seed=1)) == "\u241b\u2407\n"

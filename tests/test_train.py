@@ -1,0 +1,394 @@
+"""Training keeps its promises: exact resume, the same on any number of ranks, true records."""
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from overnight import cli, records, resolve, train
+from overnight.checkpoint import list_steps
+from overnight.data.batches import Batches
+from overnight.data.manifest import Data
+from overnight.models.gpt2 import GPT
+from overnight.stop import Stop
+
+SMALL = ["--model.n-layer", "2", "--model.n-head", "2", "--model.n-embd", "16", "--model.block-size", "16"]
+SMALL += ["--batch-tokens", "128", "--optim.warmup-steps", "2", "--sample.length", "10"]
+UNTRUE_AFTER_A_STOP = {"time", "step_ms", "tokens_per_second", "mfu"}
+
+
+def options(data: Path, run: Path, *more: object) -> list[str]:
+    return ["train", "shakespeare-cpu", "--data", str(data), "--run", str(run), *SMALL, *map(str, more)]
+
+
+def measured(run: Path) -> list[dict]:
+    """Records as they should be whatever happened on the way."""
+    kept = [record for record in records.read(run) if record["kind"] != "event"]
+    return [{key: record[key] for key in record.keys() - UNTRUE_AFTER_A_STOP} for record in kept]
+
+
+def events(run: Path, name: str) -> list[dict]:
+    return [r for r in records.read(run) if r["kind"] == "event" and r["name"] == name]
+
+
+def newest(run: Path) -> Path:
+    return run / "checkpoints" / f"step_{list_steps(run)[-1]:08d}"
+
+
+def assert_same_end(a: Path, b: Path) -> None:
+    for name in ("model.safetensors", "optimizer.safetensors"):
+        assert (newest(a) / name).read_bytes() == (newest(b) / name).read_bytes(), name
+    assert measured(a) == measured(b)
+
+
+@pytest.fixture
+def stop_after(monkeypatch: pytest.MonkeyPatch):
+    """Makes training be asked to stop after a number of updates of a process."""
+
+    def arrange(updates: int, reason: str = "preempted") -> None:
+        calls = []
+
+        def asked(self: Stop) -> str:
+            calls.append(1)
+            return reason if len(calls) == updates else ""
+
+        monkeypatch.setattr(Stop, "asked", asked)
+
+    return arrange
+
+
+VARIANTS = {
+    "plain": [],
+    "dropout": ["--model.dropout", 0.2],
+    "accumulation": ["--micro-batch", 2],
+    "sequential": ["--loader.order", "sequential"],
+    "fp16": ["--precision", "fp16"],
+    "bf16": ["--precision", "bf16"],
+}
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_stopped_run_ends_as_one_never_stopped(
+    variant: str, data_folder: Path, tmp_path: Path, stop_after
+) -> None:
+    """Bit for bit: weights, optimizer and records, stopped at steps that nothing else is due at."""
+    more = ["--steps", 12, "--eval-every", 4, "--sample-every", 5, "--save-every", 6, *VARIANTS[variant]]
+    assert cli.run(options(data_folder, tmp_path / "whole", *more)) == 0
+    for updates in (3, 4, 1):  # leaves after steps 3, 7 and 8
+        stop_after(updates)
+        assert cli.run(options(data_folder, tmp_path / "cut", *more)) == 75
+    stop_after(10**9)
+    assert cli.run(options(data_folder, tmp_path / "cut", *more)) == 0
+    assert [event["step"] for event in events(tmp_path / "cut", "resume")] == [3, 7, 8]
+    assert_same_end(tmp_path / "whole", tmp_path / "cut")
+
+
+@pytest.mark.parametrize("broken", ["validate", "sample", "save", "update"])
+def test_a_crash_anywhere_costs_the_steps_since_the_checkpoint_only(
+    broken: str, data_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    more = ["--steps", 9, "--eval-every", 3, "--sample-every", 3, "--save-every", 2]
+    assert cli.run(options(data_folder, tmp_path / "whole", *more)) == 0
+    intact, calls = getattr(train.Session, broken), []
+
+    def breaks(self: train.Session, *arguments: object) -> object:
+        calls.append(arguments)
+        if len(calls) == 2 + 4 * (broken == "update"):
+            intact(self, *arguments)  # the crash comes after the work, so that there is something to undo
+            raise RuntimeError("crash")
+        return intact(self, *arguments)
+
+    monkeypatch.setattr(train.Session, broken, breaks)
+    with pytest.raises(RuntimeError, match="crash"):
+        cli.run(options(data_folder, tmp_path / "cut", *more))
+    assert cli.run(options(data_folder, tmp_path / "cut", *more)) == 0
+    assert events(tmp_path / "cut", "resume")[0]["step"] > 0
+    assert_same_end(tmp_path / "whole", tmp_path / "cut")
+
+
+def start_process(arguments: list[str]) -> subprocess.Popen:
+    return subprocess.Popen([sys.executable, "-m", "overnight", *arguments], stderr=subprocess.DEVNULL)
+
+
+def wait_for_step(run: Path, step: int, process: subprocess.Popen) -> None:
+    while process.poll() is None:
+        if any(r["kind"] == "train" and r["step"] >= step for r in records.read(run)):
+            return
+        time.sleep(0.01)
+    raise AssertionError(f"the process ended with {process.returncode} before step {step}")
+
+
+def test_killed_and_interrupted_processes_resume_exactly(data_folder: Path, tmp_path: Path) -> None:
+    more = ["--steps", 400, "--eval-every", 100, "--sample-every", 100, "--save-every", 20]
+    arguments = options(data_folder, tmp_path / "cut", *more)
+    for step, number, code in ((30, signal.SIGKILL, -9), (90, signal.SIGINT, 130), (140, signal.SIGTERM, 75)):
+        process = start_process(arguments)
+        wait_for_step(tmp_path / "cut", step, process)
+        process.send_signal(number)
+        assert process.wait() == code
+    threads = torch.get_num_threads()
+    assert start_process(arguments).wait() == 0
+    assert start_process(options(data_folder, tmp_path / "whole", *more)).wait() == 0
+    torch.set_num_threads(threads)
+    assert len({event["step"] for event in events(tmp_path / "cut", "resume")} - {0}) == 3
+    assert len(events(tmp_path / "cut", "interrupted")) == len(events(tmp_path / "cut", "preempted")) == 1
+    assert_same_end(tmp_path / "whole", tmp_path / "cut")
+
+
+def test_two_ranks_agree_with_one(data_folder: Path, tmp_path: Path) -> None:
+    """The same batches and, within rounding, the same losses; 3 windows a rank, so micro-steps of 3 and 1."""
+    more = ["--steps", 20, "--batch-tokens", 96, "--eval-every", 7, "--sample-every", 10, "--save-every", 10]
+    alone = [*more, "--micro-batch", 6]
+    assert cli.run(options(data_folder, tmp_path / "one", *alone)) == 0
+    assert (
+        start_process(
+            options(data_folder, tmp_path / "two", *more, "--processes", 2, "--micro-batch", 1)
+        ).wait()
+        == 0
+    )
+    one, two = measured(tmp_path / "one"), measured(tmp_path / "two")
+    assert [(r["kind"], r["step"], r["tokens"]) for r in one] == [
+        (r["kind"], r["step"], r["tokens"]) for r in two
+    ]
+    for a, b in zip(one, two, strict=True):
+        if a["kind"] in ("train", "val"):
+            assert a["loss"] == pytest.approx(b["loss"], abs=1e-5)
+        if a["kind"] == "train":
+            assert a["grad_norm"] == pytest.approx(b["grad_norm"], rel=1e-4)
+        if a["kind"] == "val":
+            assert a["val_tokens"] == b["val_tokens"]
+    assert events(tmp_path / "two", "start")[0]["detail"]["world"]["size"] == 2
+    for name, tensor in load_file(newest(tmp_path / "one") / "model.safetensors").items():
+        other = load_file(newest(tmp_path / "two") / "model.safetensors")[name]
+        torch.testing.assert_close(tensor, other, atol=2e-4, rtol=0, msg=name)
+
+
+def test_an_interrupt_reaches_all_ranks(data_folder: Path, tmp_path: Path) -> None:
+    arguments = options(
+        data_folder, tmp_path / "run", "--steps", 100_000, "--processes", 2, "--eval-every", 0
+    )
+    process = start_process(arguments)
+    wait_for_step(tmp_path / "run", 5, process)
+    process.send_signal(signal.SIGINT)
+    assert process.wait() == 130
+    assert list(records.read(tmp_path / "run"))[-1]["name"] == "interrupted"
+    assert list_steps(tmp_path / "run") == [events(tmp_path / "run", "interrupted")[0]["step"]]
+
+
+def test_accumulation_changes_nothing_but_rounding(data_folder: Path, tmp_path: Path) -> None:
+    for rows in (8, 4, 1):
+        run = tmp_path / str(rows)
+        assert cli.run(options(data_folder, run, "--steps", 6, "--micro-batch", rows)) == 0
+    whole = [r for r in measured(tmp_path / "8") if r["kind"] == "train"]
+    for rows in (4, 1):
+        for a, b in zip(whole, measured(tmp_path / str(rows)), strict=False):
+            assert (a["loss"], a["grad_norm"]) == pytest.approx((b["loss"], b["grad_norm"]), rel=1e-5)
+
+
+def test_the_first_record_is_true(data_folder: Path, tmp_path: Path) -> None:
+    """Loss, gradient norm, learning rate and tokens of update 1 against torch alone."""
+    run = tmp_path / "run"
+    assert (
+        cli.run(options(data_folder, run, "--steps", 1, "--micro-batch", 2, "--optim.grad-clip", 0.01)) == 0
+    )
+    first = next(r for r in records.read(run) if r["kind"] == "train")
+    config, _ = resolve.read_config(run)
+    data = Data(data_folder)
+    model = GPT(config.model, data.tokenizer.vocab_size).init_weights(config.seed)
+    batches = Batches(data.split("train"), 16, config.sequences, config.seed)
+    inputs, targets = (torch.from_numpy(a) for a in batches.at(0, 0, 8))
+    loss = model(inputs, targets)
+    loss.backward()
+    norm = torch.stack([p.grad.norm() for p in model.parameters()]).norm()
+    assert first["loss"] == pytest.approx(loss.item(), rel=1e-5)
+    assert first["grad_norm"] == pytest.approx(norm.item(), rel=1e-4), "before clipping"
+    assert (first["lr"], first["tokens"], first["mfu"]) == (pytest.approx(1e-3 / 2), 128, None)
+    assert first["tokens_per_second"] == pytest.approx(128 / first["step_ms"] * 1000, rel=1e-2)
+
+
+def test_one_update_is_adamws(data_folder: Path, tmp_path: Path) -> None:
+    """Clipped gradients and torch's unfused AdamW on the same batch give the same weights."""
+    run = tmp_path / "run"
+    assert cli.run(options(data_folder, run, "--steps", 1, "--optim.grad-clip", 0.5)) == 0
+    config, _ = resolve.read_config(run)
+    data = Data(data_folder)
+    model = GPT(config.model, data.tokenizer.vocab_size).init_weights(config.seed)
+    batches = Batches(data.split("train"), 16, config.sequences, config.seed)
+    model(*(torch.from_numpy(a) for a in batches.at(0, 0, 8))).backward()
+    norm = torch.stack([p.grad.norm() for p in model.parameters()]).norm()
+    for p in model.parameters():
+        p.grad *= 0.5 / norm
+    optimizer = torch.optim.AdamW(
+        [
+            {"params": [p for p in model.parameters() if p.dim() >= 2], "weight_decay": 0.1},
+            {"params": [p for p in model.parameters() if p.dim() < 2], "weight_decay": 0.0},
+        ],
+        lr=1e-3 / 2, betas=(0.9, 0.99), eps=1e-8, fused=False, foreach=False,
+    )  # fmt: skip
+    optimizer.step()
+    saved = load_file(newest(run) / "model.safetensors")
+    for name, parameter in model.named_parameters():
+        torch.testing.assert_close(saved[name], parameter.detach(), atol=1e-6, rtol=0, msg=name)
+
+
+def test_records_hold_what_the_design_says(data_folder: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    assert (
+        cli.run(
+            options(
+                data_folder, run, "--steps", 6, "--eval-every", 2, "--sample-every", 3, "--val-tokens", 50
+            )
+        )
+        == 0
+    )
+    lines = [json.loads(line) for line in (run / "records.jsonl").read_text().splitlines()]
+    by_kind: dict[str, list[dict]] = {}
+    for line in lines:
+        assert {"kind", "step", "time", "tokens"} <= line.keys()
+        by_kind.setdefault(line["kind"], []).append(line)
+    assert [r["step"] for r in by_kind["train"]] == [1, 2, 3, 4, 5, 6]
+    assert [r["tokens"] for r in by_kind["train"]] == [128 * n for n in range(1, 7)]
+    everything = len(Data(data_folder).split("val")) - 1
+    assert [(r["step"], r["val_tokens"]) for r in by_kind["val"]] == [(2, 50), (4, 50), (6, everything)]
+    assert [r["step"] for r in by_kind["sample"]] == [3, 6]
+    assert all(isinstance(r["text"], str) and r["prompt"] == "\n" for r in by_kind["sample"])
+    assert [r["name"] for r in by_kind["event"]] == ["start", "initial_loss", "checkpoint", "done"]
+    start = by_kind["event"][0]["detail"]
+    assert start["world"]["size"] == 1
+    assert start["auto"] == {
+        "model.vocab_size": Data(data_folder).tokenizer.vocab_size,
+        "micro_batch": 8,
+        "device": "cpu",
+        "precision": "fp32",
+        "compile": "off",
+    }
+    loss = by_kind["event"][1]["detail"]
+    assert loss["sane"]
+    assert loss["loss"] == by_kind["train"][0]["loss"]
+    assert loss["ln_vocabulary"] == math.log(Data(data_folder).tokenizer.vocab_size)
+
+
+def test_evaluation_does_not_count_as_training_time(
+    data_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slept = []
+    for name in ("validate", "sample", "save"):
+        intact = getattr(train.Session, name)
+
+        def slow(self: train.Session, *arguments: object, intact=intact) -> object:
+            slept.append(time.sleep(5 / 3))
+            return intact(self, *arguments)
+
+        monkeypatch.setattr(train.Session, name, slow)
+    run = tmp_path / "run"
+    assert (
+        cli.run(
+            options(data_folder, run, "--steps", 2, "--eval-every", 1, "--sample-every", 1, "--save-every", 1)
+        )
+        == 0
+    )
+    assert len(slept) == 6
+    assert all(r["step_ms"] < 5000 for r in records.read(run) if r["kind"] == "train")
+
+
+def test_the_run_can_be_run_again_from_its_config(data_folder: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    assert cli.run(options(data_folder, run, "--steps", 2)) == 0
+    config, extra = resolve.read_config(run)
+    assert extra["preset"] == "shakespeare-cpu"
+    assert "auto" not in json.dumps(
+        {key: value for key, value in config.__dict__.items() if isinstance(value, str)}
+    )
+    assert json.loads((run / "environment.json").read_text())["torch"] == torch.__version__
+
+
+def test_weights_of_another_run_can_be_the_start(data_folder: Path, tmp_path: Path, capsys) -> None:
+    first, second = tmp_path / "first", tmp_path / "second"
+    assert cli.run(options(data_folder, first, "--steps", 5)) == 0
+    assert (
+        cli.run(
+            options(
+                data_folder,
+                second,
+                "--steps",
+                1,
+                "--init-from",
+                first,
+                "--optim.lr",
+                1e-9,
+                "--optim.min-lr",
+                0,
+            )
+        )
+        == 0
+    )
+    a, b = (load_file(newest(run) / "model.safetensors") for run in (first, second))
+    assert all(torch.allclose(a[name], b[name], atol=1e-7) for name in a)
+    assert not events(second, "initial_loss"), "these weights know something"
+    other = options(data_folder, tmp_path / "third", "--init-from", first, "--model.n-layer", 1)
+    assert cli.run(other) == 2
+    assert "n-layer" in capsys.readouterr().err
+    assert not (tmp_path / "third").exists()
+
+
+def test_a_compiler_that_fails_costs_one_line(
+    data_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    def no_compiler(model: torch.nn.Module) -> torch.nn.Module:
+        raise RuntimeError("no compiler here\nand many more lines")
+
+    monkeypatch.setattr(torch, "compile", no_compiler)
+    run, plain = tmp_path / "run", tmp_path / "plain"
+    assert cli.run(options(data_folder, run, "--steps", 3, "--compile", "on")) == 0
+    assert capsys.readouterr().out.count("torch.compile does not work here") == 1
+    assert cli.run(options(data_folder, plain, "--steps", 3)) == 0
+    assert measured(run) == measured(plain)
+
+
+def test_a_compiled_run_trains_the_same_model(data_folder: Path, tmp_path: Path) -> None:
+    """Evaluation and sampling use the raw module, and the checkpoint has its names."""
+    pytest.importorskip("torch._inductor")
+    if not any(os.access(Path(folder) / "g++", os.X_OK) for folder in os.get_exec_path()):
+        pytest.skip("needs a C++ compiler")
+    run, plain = tmp_path / "run", tmp_path / "plain"
+    for folder, choice in ((run, "on"), (plain, "off")):
+        assert (
+            cli.run(options(data_folder, folder, "--steps", 5, "--compile", choice, "--eval-every", 2)) == 0
+        )
+    for a, b in zip(measured(run), measured(plain), strict=True):
+        if "loss" in a:
+            assert a["loss"] == pytest.approx(b["loss"], rel=1e-4)
+    assert (
+        load_file(newest(run) / "model.safetensors").keys()
+        == load_file(newest(plain) / "model.safetensors").keys()
+    )
+
+
+def test_the_best_checkpoint_is_kept(
+    data_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    losses = iter([3.0, 1.0, 2.0, 4.0, 5.0, 6.0])
+    monkeypatch.setattr(
+        train, "validation", lambda *_: iter([("loss", next(losses)), ("bits_per_byte", 1.0), ("tokens", 9)])
+    )
+    run = tmp_path / "run"
+    assert (
+        cli.run(options(data_folder, run, "--steps", 6, "--eval-every", 1, "--save-every", 1, "--keep", 2))
+        == 0
+    )
+    assert list_steps(run) == [2, 5, 6]
+
+
+def test_learning_happens(data_folder: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    assert cli.run(options(data_folder, run, "--steps", 150, "--optim.lr", 1e-2, "--optim.min-lr", 1e-3)) == 0
+    losses = [r["loss"] for r in records.read(run) if r["kind"] == "train"]
+    assert sum(losses[-10:]) / 10 < losses[0] - 1.0
