@@ -1,0 +1,58 @@
+"""What every benchmark shares: the machine it ran on, medians, and where results go."""
+
+import json
+import statistics
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def machine() -> dict[str, Any]:
+    """Enough to know whether two figures may be compared."""
+    import torch
+
+    from overnight.start import environment
+
+    here = environment()
+    kept = ("time", "python", "torch", "cpu", "cpus", "threads", "gpus", "git")
+    return {name: here[name] for name in kept} | {"cpu_capability": torch.backends.cpu.get_cpu_capability()}
+
+
+def save(name: str, figures: dict[str, Any]) -> None:
+    """Print the figures and write benchmarks/results/NAME.json."""
+    result = {"benchmark": name, "command": " ".join(sys.argv), "machine": machine(), "figures": figures}
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / f"{name}.json").write_text(json.dumps(result, indent=2) + "\n")
+    print(json.dumps(figures, indent=2))
+
+
+def alternate(work: dict[str, Callable[[], object]], rounds: int, warm_up: int = 1) -> dict[str, list[float]]:
+    """Seconds of each piece of work, run in turn, so that a machine whose speed drifts is fair to all."""
+    seconds: dict[str, list[float]] = {name: [] for name in work}
+    for number in range(warm_up + rounds):
+        for name, run in work.items():
+            began = perf_counter()
+            run()
+            if number >= warm_up:
+                seconds[name].append(perf_counter() - began)
+    return seconds
+
+
+def summary(seconds: list[float], scale: float = 1000.0) -> dict[str, float]:
+    """Median, least and most, in milliseconds unless told."""
+    return {
+        "median": round(statistics.median(seconds) * scale, 3),
+        "min": round(min(seconds) * scale, 3),
+        "max": round(max(seconds) * scale, 3),
+    }
+
+
+def overnight(*arguments: object) -> str:
+    """Run the command in a process of its own; what it printed."""
+    command = [sys.executable, "-m", "overnight", *map(str, arguments)]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
