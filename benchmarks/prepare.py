@@ -12,7 +12,6 @@ from pathlib import Path
 from time import perf_counter
 
 from common import overnight, save, summary
-
 from overnight.data.documents import stdlib_files
 
 SIZES = (20, 40, 80)  # MB

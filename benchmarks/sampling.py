@@ -1,4 +1,4 @@
-"""Sampling at GPT-2 124M's shapes beside `transformers.generate` with its cache: same weights, prompts, lengths.
+"""Sampling at GPT-2 124M's shapes beside `transformers.generate` with its cache: same weights, prompts.
 
     python benchmarks/sampling.py
 
@@ -10,8 +10,8 @@ from time import perf_counter
 
 import torch
 import transformers
-from common import save
 
+from common import save
 from overnight.config import ModelConfig
 from overnight.generate import Sampling, generate
 from overnight.models.gpt2 import GPT

@@ -9,7 +9,6 @@ from pathlib import Path
 from time import perf_counter
 
 from common import overnight, save
-
 from overnight import records
 
 

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from common import alternate, save, summary
 
+from common import alternate, save, summary
 from overnight.config import ModelConfig, OptimConfig
 from overnight.data.batches import Batches
 from overnight.data.loader import Loader

@@ -10,11 +10,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 os.environ["OMP_NUM_THREADS"] = "1"  # for models this small, more threads only wait for one another
 
 from overnight import cli as command
 from overnight.data.prepare import prepare
+
+settings.register_profile("same every time", derandomize=True, deadline=None)
+settings.load_profile("same every time")
 
 TINY = (
     "--device cpu --model.n-layer 1 --model.n-head 2 --model.n-embd 16 --model.block-size 16 "

@@ -53,9 +53,9 @@ def test_an_option_changes_its_field_and_no_other(arguments: str, field: str, va
 @pytest.mark.parametrize(
     ("wrong", "right"),
     [
-        ("--stepz", "--steps"), ("--step", "--steps"), ("--stepz=3", "--steps"), ("--model.n-heads", "--model.n-head"),
-        ("--n-head", "--model.n-head"), ("--betas", "--optim.betas"), ("--model.nobias", "--model.no-bias"),
-        ("--batchtokens", "--batch-tokens"),
+        ("--stepz", "--steps"), ("--step", "--steps"), ("--stepz=3", "--steps"),
+        ("--model.n-heads", "--model.n-head"), ("--n-head", "--model.n-head"), ("--betas", "--optim.betas"),
+        ("--model.nobias", "--model.no-bias"), ("--batchtokens", "--batch-tokens"),
     ],
 )  # fmt: skip
 def test_a_mistyped_option_is_refused_with_the_nearest(wrong: str, right: str) -> None:
@@ -75,11 +75,13 @@ def test_all_mistyped_options_are_named_at_once() -> None:
 @pytest.mark.parametrize(
     ("arguments", "word"),
     [
-        ("--steps x", "--steps"), ("--steps 1.5", "--steps"), ("--steps", "--steps"), ("--seed --steps 3", "--seed"),
-        ("--optim.lr fast", "--optim.lr"), ("--optim.betas 0.9", "--optim.betas"), ("--micro-batch most", "--micro-batch"),
-        ("--optim.betas 0.9 x", "--optim.betas"), ("--device tpu", "--device"), ("--precision fp8", "--precision"),
-        ("--deterministic=maybe", "maybe"), ("--model.activation relu", "--model.activation"),
-        ("--loader.order random", "--loader.order"), ("surplus", "surplus"), ("-x", "-x"),
+        ("--steps x", "--steps"), ("--steps 1.5", "--steps"), ("--steps", "--steps"),
+        ("--seed --steps 3", "--seed"), ("--optim.lr fast", "--optim.lr"),
+        ("--optim.betas 0.9", "--optim.betas"), ("--micro-batch most", "--micro-batch"),
+        ("--optim.betas 0.9 x", "--optim.betas"), ("--device tpu", "--device"),
+        ("--precision fp8", "--precision"), ("--deterministic=maybe", "maybe"),
+        ("--model.activation relu", "--model.activation"), ("--loader.order random", "--loader.order"),
+        ("surplus", "surplus"), ("-x", "-x"),
     ],
 )  # fmt: skip
 def test_a_bad_value_is_refused_with_its_option(arguments: str, word: str) -> None:

@@ -41,9 +41,10 @@ def refusal(**changes: Any) -> str:
 
 AT_LEAST = {
     "steps": 1, "batch_tokens": 1, "micro_batch": 1, "processes": 1, "val_tokens": 1, "keep": 1, "seed": 0,
-    "eval_every": 0, "save_every": 0, "sample_every": 0, "max_minutes": 0, "model.n_layer": 1, "model.n_head": 1,
-    "model.n_embd": 1, "model.block_size": 1, "model.vocab_size": 1, "optim.min_lr": 0, "optim.warmup_steps": 0,
-    "optim.weight_decay": 0, "optim.grad_clip": 0, "optim.ramp_tokens": 0, "sample.count": 1, "sample.length": 1,
+    "eval_every": 0, "save_every": 0, "sample_every": 0, "max_minutes": 0, "model.n_layer": 1,
+    "model.n_head": 1, "model.n_embd": 1, "model.block_size": 1, "model.vocab_size": 1, "optim.min_lr": 0,
+    "optim.warmup_steps": 0, "optim.weight_decay": 0, "optim.grad_clip": 0, "optim.ramp_tokens": 0,
+    "sample.count": 1, "sample.length": 1,
 }  # fmt: skip
 
 
@@ -111,8 +112,9 @@ def test_what_does_not_fit_is_refused_word_by_word(changes: dict[str, Any], word
     [
         {"model.n_head": 16}, {"model.dropout": 0.0}, {"model.dropout": 0.99}, {"optim.betas": (0.0, 0.0)},
         {"optim.min_lr": 1.0, "optim.schedule": "constant"}, {"optim.min_lr": 6e-4}, {"optim.grad_clip": 0.0},
-        {"eval_every": 0, "save_every": 0, "sample_every": 0}, {"micro_batch": 64}, {"processes": 64}, {"seed": 0},
-        {"batch_tokens": 16}, {"model.n_embd": 1, "model.n_head": 1}, {"optim.warmup_steps": 10**6},
+        {"eval_every": 0, "save_every": 0, "sample_every": 0}, {"micro_batch": 64}, {"processes": 64},
+        {"seed": 0}, {"batch_tokens": 16}, {"model.n_embd": 1, "model.n_head": 1},
+        {"optim.warmup_steps": 10**6},
     ],
     ids=str,
 )  # fmt: skip
@@ -202,13 +204,14 @@ def test_a_value_of_no_fields_type_is_refused(path: str) -> None:
 @pytest.mark.parametrize(
     ("path", "value"),
     [
-        ("data", 1), ("steps", "10"), ("steps", 10.0), ("steps", True), ("steps", 0), ("seed", 1.5), ("seed", False),
-        ("micro_batch", "most"), ("micro_batch", 1.0), ("micro_batch", True), ("device", "tpu"), ("device", 0),
-        ("precision", "fp8"), ("deterministic", 1), ("deterministic", "yes"), ("max_minutes", True),
-        ("max_minutes", "1"), ("max_minutes", NAN), ("model", "gpt2"), ("model.vocab_size", "many"),
-        ("model.n_head", 3), ("model.dropout", "0.1"), ("model.activation", "relu"), ("optim.betas", [0.9]),
-        ("optim.betas", [0.9, "x"]), ("optim.betas", 0.9), ("optim.betas", [0.9, 0.9, 0.9]), ("optim.lr", INF),
-        ("loader.order", "random"), ("sample.prompt", 1), ("init_from", False),
+        ("data", 1), ("steps", "10"), ("steps", 10.0), ("steps", True), ("steps", 0), ("seed", 1.5),
+        ("seed", False), ("micro_batch", "most"), ("micro_batch", 1.0), ("micro_batch", True),
+        ("device", "tpu"), ("device", 0), ("precision", "fp8"), ("deterministic", 1),
+        ("deterministic", "yes"), ("max_minutes", True), ("max_minutes", "1"), ("max_minutes", NAN),
+        ("model", "gpt2"), ("model.vocab_size", "many"), ("model.n_head", 3), ("model.dropout", "0.1"),
+        ("model.activation", "relu"), ("optim.betas", [0.9]), ("optim.betas", [0.9, "x"]),
+        ("optim.betas", 0.9), ("optim.betas", [0.9, 0.9, 0.9]), ("optim.lr", INF), ("loader.order", "random"),
+        ("sample.prompt", 1), ("init_from", False),
     ],
 )  # fmt: skip
 def test_a_wrong_value_is_refused(path: str, value: Any) -> None:

@@ -16,7 +16,7 @@ def test_the_exit_codes_are_the_contracts() -> None:
 
 def test_by_hand() -> None:
     assert str(UserError("a", "b")) == "a\nb"
-    assert str(UserError("a", "b", "c", "d")) == "a\nb\nc; d"
+    assert str(UserError("a", "b", "c", "d")) == "a\nb\nc d"
     assert str(UserError("a path\nwith a newline")) == "a path with a newline"
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -59,9 +60,10 @@ def test_the_schedule_is_the_lectures_and_monotone(
     rates = [learning_rate(step, steps, config) for step in range(steps + 3)]
     expected = [lectures(step, steps, lr, lr * share, warmup) for step in range(steps + 3)]
     assert rates == pytest.approx(expected, rel=1e-9)
-    assert rates[:warmup] == sorted(rates[:warmup])
-    assert rates[warmup:] == sorted(rates[warmup:], reverse=True)
-    assert min(rates) > 0 or share == 0
+    rounding = 1 + 1e-12
+    assert all(a <= b * rounding for a, b in pairwise(rates[:warmup]))
+    assert all(b <= a * rounding for a, b in pairwise(rates[warmup:]))
+    assert min(rates) >= 0
 
 
 @pytest.mark.parametrize("bias", [True, False])

@@ -38,8 +38,8 @@ def test_by_hand() -> None:
 @pytest.mark.parametrize(
     ("seconds", "text"),
     [
-        (-1, "0 s"), (0, "0 s"), (59.4, "59 s"), (59.5, "1 min 00 s"), (200, "3 min 20 s"), (3599, "59 min 59 s"),
-        (3600, "1 h 00 min"), (7500, "2 h 05 min"), (100 * 3600, "100 h 00 min"),
+        (-1, "0 s"), (0, "0 s"), (59.4, "59 s"), (59.5, "1 min 00 s"), (200, "3 min 20 s"), (3599,
+        "59 min 59 s"), (3600, "1 h 00 min"), (7500, "2 h 05 min"), (100 * 3600, "100 h 00 min"),
     ],
 )  # fmt: skip
 def test_durations_read_well(seconds: float, text: str) -> None:

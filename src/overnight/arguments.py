@@ -52,10 +52,17 @@ def option_names(kind: Any, prefix: str = "") -> list[str]:
     return names
 
 
+def flags(kind: Any) -> list[str]:
+    """The options that take no value."""
+    negations = [name for name in option_names(kind) if re.search(r"(--|\.)no-", name)]
+    return negations + [re.sub(r"(--|\.)no-", r"\1", name) for name in negations]
+
+
 def flatten(box: str) -> str:
     """The message in one of tyro's boxes, on one line."""
     text = re.sub(r"\x1b\[[0-9;]*m", "", box)
-    lines = [re.sub(r"[│╭╮╰╯─]", " ", line).strip() for line in text.splitlines()]
+    # Without Unicode the boxes are drawn with |, + and -.
+    lines = [re.sub(r"[│╭╮╰╯─]|^[|+]|[|+]$|-{3,}", " ", line.strip()).strip() for line in text.splitlines()]
     message = []
     for line in [line for line in lines if line][1:]:  # the first is the box's title
         if line.startswith(("For full helptext", "Argument helptext", "Perhaps you meant")):

@@ -5,12 +5,15 @@ and renamed as the last act. A kill at any moment leaves the old checkpoints and
 which the next save removes. Equal weights give equal bytes: no metadata, nothing of time or place.
 """
 
+import hashlib
 import json
+import math
 import os
 import re
 import shutil
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -63,13 +66,14 @@ def publish(run: Path, model: nn.Module, optimizer: torch.optim.Optimizer, state
     aside = target.with_name(f".{target.name}")
     aside.mkdir()
     try:
-        save_file(weights(model), aside / WEIGHTS)
-        save_file(optimizer_tensors(model, optimizer), aside / OPTIMIZER)
+        write_tensors(weights(model), aside / WEIGHTS)
+        write_tensors(optimizer_tensors(model, optimizer), aside / OPTIMIZER)
         checksums = {}
         for name in (WEIGHTS, OPTIMIZER):
             sync(aside / name)
             checksums[name] = sha256_file(aside / name)
-        (aside / STATE).write_text(to_json(asdict(state) | {"sha256": checksums}))
+        described = asdict(state) | {"sha256": checksums}
+        (aside / STATE).write_text(to_json(described | {"checksum": checksum(described)}))
         sync(aside / STATE)
         sync(aside)
         if target.exists():  # of a run that went back behind it
@@ -80,6 +84,22 @@ def publish(run: Path, model: nn.Module, optimizer: torch.optim.Optimizer, state
         raise
     sync(target.parent)
     return target
+
+
+def write_tensors(tensors: dict[str, Tensor], path: Path) -> None:
+    """safetensors without metadata; its errors become the OSError (a full disk, say) that they hide."""
+    try:
+        save_file(tensors, path)
+    except SafetensorError as error:
+        number = re.search(r"os error (\d+)", str(error))
+        if number is None:
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from None
+
+
+def checksum(described: dict[str, Any]) -> str:
+    """SHA-256 of what state.json says, so that damage to it is found too."""
+    return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
 
 
 def weights(model: nn.Module) -> dict[str, Tensor]:
@@ -109,6 +129,8 @@ def check(path: Path) -> State:
     """The state of a checkpoint whose every byte is as it was written; Damaged otherwise."""
     try:
         described = json.loads((path / STATE).read_bytes())
+        if described.pop("checksum") != checksum(described):
+            raise Damaged(f"{STATE} is not the file that was saved")
         state = State(**{one.name: described[one.name] for one in fields(State)})
         for name in (WEIGHTS, OPTIMIZER):
             if sha256_file(path / name) != state.sha256[name]:
@@ -182,7 +204,7 @@ def prune(run: Path, keep: int) -> None:
     losses = {step: val_loss(run, step) for step in list_steps(run)}
     best = min(losses, key=lambda step: losses[step], default=None)
     for step in list(losses)[:-keep]:
-        if step != best or losses[step] == float("inf"):
+        if step != best or losses[step] == math.inf:
             # Out of sight first: a half-removed folder must not look like a checkpoint.
             gone = folder(run, step).with_name(f".step_{step:08d}.removed")
             os.rename(folder(run, step), gone)
@@ -193,6 +215,6 @@ def val_loss(run: Path, step: int) -> float:
     """The validation loss that a checkpoint's state.json holds; infinity where it has none."""
     try:
         loss = json.loads((folder(run, step) / STATE).read_bytes())["val_loss"]
-    except (OSError, ValueError, KeyError):
-        return float("inf")
-    return float("inf") if loss is None else loss
+    except (OSError, ValueError, KeyError, TypeError):
+        return math.inf
+    return loss if isinstance(loss, float) else math.inf

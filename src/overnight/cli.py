@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
-from overnight.errors import DONE, INTERRUPTED, WRONG_INPUT, UserError, near
+from overnight.errors import DONE, INTERRUPTED, UserError, near
 
 VERBS = {
     "prepare": ("SOURCE", "documents -> tokens -> shards in data/NAME/"),
@@ -52,8 +52,7 @@ def dispatch(arguments: list[str]) -> int:
         print(__version__)
         return DONE
     if not verb:
-        print(usage(), file=sys.stderr)
-        return WRONG_INPUT
+        raise UserError(f"VERB is missing: one of {', '.join(VERBS)} (overnight --help).")
     if verb not in VERBS:
         raise UserError(f"unknown verb '{verb}'.{near(verb, VERBS)} The verbs are {', '.join(VERBS)}.")
     does: dict[str, Callable[[list[str]], int]] = {
@@ -131,16 +130,24 @@ def train(arguments: list[str]) -> int:
 
 def find_preset(arguments: list[str], presets: Collection[str]) -> tuple[str | None, list[str]]:
     """The preset's name and the other arguments; None if only help is asked for."""
-    known = [i for i, word in enumerate(arguments) if word in presets]
-    at = known[0] if known else 0
-    if not arguments or (not known and arguments[0].startswith("-")):
-        if any(word in ("-h", "--help") for word in arguments):
-            return None, []
-        raise UserError(f"which preset? overnight train PRESET, one of {', '.join(presets)}.")
-    if not known:
-        hint = near(arguments[0], presets)
-        raise UserError(f"unknown preset '{arguments[0]}'.{hint} The presets are {', '.join(presets)}.")
-    return arguments[at], arguments[:at] + arguments[at + 1 :]
+    from overnight.arguments import flags
+    from overnight.config import Config
+
+    alone = flags(Config)  # the options that no value follows
+    words = [
+        i
+        for i, (before, word) in enumerate(zip(["", *arguments], arguments, strict=False))
+        if not word.startswith("-") and (not before.startswith("-") or before in alone or "=" in before)
+    ]
+    named = [i for i in words if arguments[i] in presets] or words
+    if named and arguments[named[0]] in presets:
+        return arguments[named[0]], arguments[: named[0]] + arguments[named[0] + 1 :]
+    if {"-h", "--help"} & set(arguments):
+        return None, []
+    if not words or words[0] > 0:
+        raise UserError(f"which preset? overnight train PRESET --option ..., one of {', '.join(presets)}.")
+    hint = near(arguments[0], presets)
+    raise UserError(f"unknown preset '{arguments[0]}'.{hint} The presets are {', '.join(presets)}.")
 
 
 def evaluate(arguments: list[str]) -> int:
@@ -189,7 +196,7 @@ def evaluate(arguments: list[str]) -> int:
         status.clear()
     if wanted.json:
         numbers = {name: value if math.isfinite(value) else None for name, value in found.items()}
-        print(json.dumps({"val": numbers}))
+        print(json.dumps({wanted.tasks: numbers}))
         return DONE
     tokens = int(found["tokens"])
     rows = [

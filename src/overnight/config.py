@@ -167,6 +167,7 @@ class Config:
             self, "", 1, "steps", "batch_tokens", "micro_batch", "processes", "val_tokens", "keep"
         )
         yield from at_least(self, "", 0, "seed", "eval_every", "save_every", "sample_every", "max_minutes")
+        yield from seed_problems(self.seed)
         yield from self.model.problems()
         yield from self.optim.problems()
         yield from self.sample.problems()
@@ -210,6 +211,11 @@ def at_least(config: Any, prefix: str, least: int, *names: str) -> Iterator[str]
         value = getattr(config, name)
         if isinstance(value, int | float) and value < least:
             yield f"{prefix}{name.replace('_', '-')} is {value}: give {least} or more."
+
+
+def seed_problems(seed: int) -> Iterator[str]:
+    if seed >= 2**63:
+        yield f"seed is {seed}: give less than 2**63."
 
 
 def not_finite(config: Any) -> Iterator[str]:

@@ -27,7 +27,7 @@ class Failure(UserError):
 def at_most_three(lines: Sequence[str]) -> list[str]:
     """All of `lines` in three lines at most: the third holds what is left over."""
     clean = [" ".join(line.split()) for line in lines]
-    return clean if len(clean) <= 3 else [*clean[:2], "; ".join(clean[2:])]
+    return clean if len(clean) <= 3 else [*clean[:2], " ".join(clean[2:])]
 
 
 def refuse(problems: Iterable[str]) -> None:
@@ -36,7 +36,7 @@ def refuse(problems: Iterable[str]) -> None:
         raise UserError(*found)
 
 
-def near(word: str, known: Iterable[str]) -> str:
+def near(word: str, known: Iterable[str], prefix: str = "") -> str:
     """The remedy for a mistyped word: ' Did you mean X?', or nothing when nothing is close."""
     close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
-    return f" Did you mean {close[0]}?" if close else ""
+    return f" Did you mean {prefix}{close[0]}?" if close else ""

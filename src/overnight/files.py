@@ -23,6 +23,12 @@ def to_json(value: Any) -> str:
     return json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False) + "\n"
 
 
+def parent_problem(path: Path) -> str | None:
+    """What keeps `path` from being made: a parent that is a file."""
+    blocking = next((parent for parent in path.parents if parent.exists() and not parent.is_dir()), None)
+    return f"{blocking} is a file, so {path} cannot be made: choose another place." if blocking else None
+
+
 def sync(path: Path) -> None:
     """Flush a file, or a folder's list of names, to the disk."""
     if path.is_dir() and os.name == "nt":

@@ -11,6 +11,8 @@ from overnight.data.tokens import Tokenizer
 from overnight.models.gpt2 import GPT, KVCache
 from overnight.terminal import visible
 
+COLDEST = 1e-5  # temperatures below are 0: dividing by them leaves fp32's range
+
 
 @dataclass(frozen=True)
 class Sampling:
@@ -26,7 +28,7 @@ class Sampling:
 
 def draw(logits: Tensor, sampling: Sampling, generator: torch.Generator) -> Tensor:
     """One token from each row of fp32 logits, (B, V) -> (B,) int64."""
-    if sampling.temperature == 0:
+    if sampling.temperature < COLDEST:
         return logits.argmax(dim=-1)
     logits = logits / sampling.temperature
     if 0 < sampling.top_k < logits.size(-1):
@@ -85,16 +87,22 @@ def prompt_ids(tokenizer: Tokenizer, prompt: str, device: torch.device) -> Tenso
 def continuations(
     model: GPT, tokenizer: Tokenizer, prompt: str, count: int, length: int, sampling: Sampling, seed: int
 ) -> Iterator[list[int | None]]:
-    """The next id of each of `count` texts, None for those that <|endoftext|> has ended, until all have."""
-    device = model.wte.weight.device
-    ended = [False] * count
-    ids = prompt_ids(tokenizer, prompt, device).expand(count, -1)
-    for drawn in generate(model, ids, length, sampling, seed):
-        row = drawn.tolist()
-        ended = [was or token == tokenizer.eot for was, token in zip(ended, row, strict=True)]
-        if all(ended):
-            return
-        yield [None if over else token for over, token in zip(ended, row, strict=True)]
+    """The next id of each of `count` texts, None for those that <|endoftext|> has ended, until all have.
+
+    Raises UserError, at once, for a prompt that the tokenizer cannot encode.
+    """
+    ids = prompt_ids(tokenizer, prompt, model.wte.weight.device).expand(count, -1)
+
+    def rows() -> Iterator[list[int | None]]:
+        ended = [False] * count
+        for drawn in generate(model, ids, length, sampling, seed):
+            row = drawn.tolist()
+            ended = [was or token == tokenizer.eot for was, token in zip(ended, row, strict=True)]
+            if all(ended):
+                return
+            yield [None if over else token for over, token in zip(ended, row, strict=True)]
+
+    return rows()
 
 
 def texts(
@@ -114,8 +122,9 @@ def stream(
     with it. Safe for a terminal: control characters are made visible."""
     rest: list[list[int]] = [[] for _ in range(count)]
     decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")  # a token may be half a character
+    rows = continuations(model, tokenizer, prompt, count, length, sampling, seed)
     yield visible(prompt)
-    for first, *others in continuations(model, tokenizer, prompt, count, length, sampling, seed):
+    for first, *others in rows:
         if first is not None:
             yield visible(decoder.decode(tokenizer.decode_bytes([first])))
         for ids, token in zip(rest[1:], others, strict=True):

@@ -6,7 +6,7 @@ from typing import Literal
 
 from tyro.conf import Positional
 
-from overnight.config import at_least, not_finite
+from overnight.config import at_least, not_finite, seed_problems
 from overnight.errors import refuse
 
 Device = Literal["auto", "cpu", "cuda", "mps"]
@@ -89,6 +89,7 @@ class Sample:
         yield from not_finite(self)
         yield from at_least(self, "", 1, "samples", "length")
         yield from at_least(self, "", 0, "temperature", "top_k", "seed")
+        yield from seed_problems(self.seed)
         if not 0 < self.top_p <= 1:
             yield f"top-p is {self.top_p}: give more than 0, at most 1."
 

@@ -1,20 +1,23 @@
 """What a model costs: parameters, FLOPs, memory, and the peaks of known hardware."""
 
+import re
+
 import torch
 
 from overnight.config import ModelConfig
 from overnight.machine import memory
 
 # Dense bf16 peaks in FLOP/s from the vendors' data sheets (no sparsity); fp16's are the same.
+# Keys are patterns of whole names: a Ti, a laptop's chip or a PCIe card has another peak.
 BF16_PEAKS = {
-    "A100": 312e12,
-    "H100": 989e12,
-    "H200": 989e12,
-    "L40S": 362e12,
-    "RTX 4090": 165e12,
-    "RTX 3090": 71e12,
+    r"\bA100\b": 312e12,
+    r"\bH100\b(?!.*(PCIe|NVL))": 989e12,
+    r"\bH200\b(?!.*NVL)": 989e12,
+    r"\bL40S\b": 362e12,
+    r"RTX 4090$": 165e12,
+    r"RTX 3090$": 71e12,
 }
-FP16_PEAKS = BF16_PEAKS | {"V100": 125e12, "T4": 65e12}
+FP16_PEAKS = BF16_PEAKS | {r"\bV100\b": 125e12, r"\bT4$": 65e12}
 UNTOLD = 8 * 2**30  # bytes of memory to count on where the system does not tell
 MEMORY_SHARE = 0.6  # of a device's memory that `--micro-batch auto` plans with
 
@@ -40,7 +43,7 @@ def peak_flops(device: torch.device, precision: str) -> float | None:
         return None
     peaks = {"bf16": BF16_PEAKS, "fp16": FP16_PEAKS}.get(precision, {})
     name = torch.cuda.get_device_name(device)
-    return next((peak for known, peak in peaks.items() if known in name and "PCIe" not in name), None)
+    return next((peak for known, peak in peaks.items() if re.search(known, name)), None)
 
 
 def memory_bytes(model: ModelConfig, micro_batch: int, half: bool) -> int:

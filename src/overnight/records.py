@@ -105,6 +105,8 @@ def rewind(run: Path, size: int) -> None:
     if not path.is_file():
         return
     content = path.read_bytes()
+    if len(content) < size:  # cut short from outside; what is left of the last line is no record
+        size = content.rfind(b"\n") + 1
     kept = []
     for line in content[size:].splitlines(keepends=True):
         if line.endswith(b"\n"):

@@ -55,12 +55,16 @@ def checkpoint_of(name: str) -> Path:
     if name.startswith(OTHERS):
         prefix = name.split(":")[0]
         raise UserError(f"{name}: this version cannot read {prefix}: models yet; name a run (runs/NAME).")
-    base, _, at = name.partition("@")
-    run = Path(base) if Path(base).is_dir() and (Path(base) / CONFIG).exists() else run_path(base)
+    base, _, at = name.rpartition("@")
+    if not base or "/" in at or os.sep in at:  # an @ of a folder's name
+        base, at = name, ""
+    run = run_path(base)
     if not run.is_dir():
         known = sorted(path.name for path in Path("runs").glob("*") if path.is_dir())
-        there = f" Runs here: {', '.join(known)}." if known else " `overnight train PRESET` makes one."
-        raise UserError(f"there is no run {run}.{near(run.name, known)}{there}")
+        hint = near(run.name, known, "runs/")
+        here = ", ".join(f"runs/{name}" for name in known)
+        there = f" Runs here: {here}." if known else " `overnight train PRESET` makes one."
+        raise UserError(f"there is no run {run}.{hint}{there}")
     read_config(run)
     steps = checkpoint.list_steps(run)
     if not at:

@@ -21,7 +21,7 @@ from overnight.config import Config, fields_of
 from overnight.data import tokens
 from overnight.data.manifest import Data
 from overnight.errors import UserError, refuse
-from overnight.files import to_json, write_synced
+from overnight.files import parent_problem, to_json, write_synced
 from overnight.machine import cpu_count, cpu_name
 from overnight.world import World, choose_compile, choose_precision
 
@@ -63,6 +63,8 @@ def decide(wanted: Config, preset: str, world: World) -> Start:
     cannot do what is asked, and a run that this config does not continue.
     """
     run = resolve.run_path(wanted.run)
+    if problem := parent_problem(run):
+        raise UserError(problem)
     data = Data(Path(wanted.data))
     if wanted.verify:
         data.verify()

@@ -8,6 +8,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable
+from typing import TextIO
 
 PLAIN_EVERY = 10.0  # seconds between progress lines where they pile up (logs, pipes)
 
@@ -42,6 +43,15 @@ _VISIBLE |= {0x7F: 0x2421} | dict.fromkeys(range(128, 160), 65533)
 _VISIBLE |= dict.fromkeys((*range(8234, 8239), *range(8294, 8298)), 65533)
 
 
+def show(text: str, stream: TextIO) -> None:
+    """Write at once. A reader that has gone away (`train ... | head`) costs the output, not the work."""
+    try:
+        stream.write(text)
+        stream.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
 class Status:
     """A line of progress. `update` takes a function, so that a line nobody sees costs nothing."""
 
@@ -59,20 +69,20 @@ class Status:
         self._last = now
         if self.live:
             width = shutil.get_terminal_size().columns - 1
-            print(f"\r\x1b[K{line()[:width]}", end="", file=sys.stderr, flush=True)
+            show(f"\r\x1b[K{line()[:width]}", sys.stderr)
             self._shown = True
         else:
-            print(line(), file=sys.stderr, flush=True)
+            show(line() + "\n", sys.stderr)
 
     def say(self, line: str) -> None:
         """A line that stays."""
         self.clear()
-        print(line, flush=True)
+        show(line + "\n", sys.stdout)
 
     def clear(self) -> None:
         """Take the progress line away."""
         if self._shown:
-            print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+            show("\r\x1b[K", sys.stderr)
             self._shown = False
 
 

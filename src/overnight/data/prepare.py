@@ -21,7 +21,7 @@ from overnight.data import documents, tokens
 from overnight.data.manifest import MANIFEST, TOKENIZER, Data, Manifest
 from overnight.data.shards import ShardWriter
 from overnight.errors import Failure, UserError, near
-from overnight.files import clear_disk_errors, sync, to_json, write_synced
+from overnight.files import clear_disk_errors, parent_problem, sync, to_json, write_synced
 from overnight.terminal import Status, duration, size
 
 FEW_DOCUMENTS = 100  # below this, validation is the end of the tokens, not a choice of documents
@@ -51,6 +51,8 @@ def prepare(source: str, out: Path, tokenizer: str, workers: int, shard_tokens: 
         problems.append(f"--workers is {workers}: give 1 or more.")
     if not 1 <= shard_tokens < 2**31:
         problems.append(f"--shard-tokens is {shard_tokens}: give 1 to {2**31 - 1:,}.")
+    if problem := parent_problem(out):
+        problems.append(problem)
     make = tokenizer_maker(tokenizer, problems)
     if problems:
         raise UserError(*problems)
@@ -184,10 +186,11 @@ def build(
     """Fill `folder` with shards, tokenizer.json and manifest.json."""
     few = sum(1 for _ in islice((piece for piece in source if piece.first), FEW_DOCUMENTS)) < FEW_DOCUMENTS
     in_validation = (lambda piece: False) if few else chosen_for_validation
+    status = Status()
     training = first_nine_tenths(source) if few else outside_validation(source)
-    tokenizer = make(source, training)
+    tokenizer = make(watched(source, status, "characters"), watched(training, status, "merges"))
     counts = {"documents": 0, "bytes": 0}
-    status, started = Status(), time.monotonic()
+    started = time.monotonic()
 
     def batches() -> Iterator[list[tuple[bool, bool, str]]]:
         """Pieces in lots of about BATCH characters, each with its split."""
@@ -248,6 +251,17 @@ def build(
         shards=shards,
     )
     write_synced(folder / MANIFEST, to_json(manifest.to_json()))
+
+
+def watched(pieces: Iterable[documents.Piece], status: Status, what: str) -> Iterator[documents.Piece]:
+    """The same pieces, with a line about them while they are read."""
+    seen = 0
+    for piece in pieces:
+        seen += len(piece.text)
+        line = f"reading the text for its {what}: {seen / 1e6:,.0f} M characters"
+        status.update(lambda line=line: line)  # type: ignore[misc]
+        yield piece
+    status.clear()
 
 
 def compact(described: dict[str, Any]) -> str:

@@ -49,7 +49,13 @@ class Tokenizer:
         return np.dtype("<u2" if self.vocab_size <= 2**16 else "<u4")
 
     def encode(self, text: str) -> np.ndarray:
-        """Token ids of `text`, (n,) of `dtype`."""
+        """Token ids of `text`, (n,) of `dtype`. Raises UserError for what has no id or is no Unicode."""
+        try:
+            return self._encode(text).astype(self.dtype)
+        except UnicodeEncodeError:
+            raise UserError(f"the text {text[:40]!r} is not valid Unicode: give UTF-8.") from None
+
+    def _encode(self, text: str) -> np.ndarray:
         raise NotImplementedError
 
     def id_bytes(self) -> list[bytes]:
@@ -102,8 +108,8 @@ class BytePairTokenizer(Tokenizer):
             name=kind, pat_str=PATTERN, mergeable_ranks=ranks, special_tokens={}
         )
 
-    def encode(self, text: str) -> np.ndarray:
-        return self._encoding.encode_to_numpy(text).astype(self.dtype)
+    def _encode(self, text: str) -> np.ndarray:
+        return self._encoding.encode_to_numpy(text)
 
     def id_bytes(self) -> list[bytes]:
         return [*self._pieces, b""]
@@ -125,7 +131,7 @@ class CharTokenizer(Tokenizer):
         self.vocab_size = len(characters) + 1
         self._points = np.array([ord(c) for c in characters], dtype=np.uint32)
 
-    def encode(self, text: str) -> np.ndarray:
+    def _encode(self, text: str) -> np.ndarray:
         points = np.frombuffer(text.encode("utf-32-le"), dtype=np.uint32)
         ids = np.searchsorted(self._points, points)
         known = self._points[np.minimum(ids, len(self._points) - 1)] == points
@@ -135,7 +141,7 @@ class CharTokenizer(Tokenizer):
                 f"the character {character!r} (U+{ord(character):04X}) is not one of the "
                 f"{len(self.characters)} that this char tokenizer knows: leave it out of the text."
             )
-        return ids.astype(self.dtype)
+        return ids
 
     def id_bytes(self) -> list[bytes]:
         return [*(c.encode("utf-8") for c in self.characters), b""]
