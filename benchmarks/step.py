@@ -47,7 +47,7 @@ def tokens(folder: Path, vocabulary: int) -> Tokens:
 def ours(config: ModelConfig, rows: int, data: Tokens) -> Callable[[], float]:
     model = GPT(config, config.vocab_size).init_weights(1)
     optim = OptimConfig(lr=1e-3, betas=(0.9, 0.99))
-    optimizer = adamw(model, optim, CPU)
+    optimizer = adamw(model, optim)
     scaler = torch.amp.GradScaler("cpu", enabled=False)
     loader = Loader(Batches(data, config.block_size, lambda step: rows, seed=1), rows, World(CPU))
     step = iter(range(10**9))

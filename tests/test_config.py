@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 import overnight
 from overnight import options
-from overnight.config import RAMP_START, Config, ModelConfig, fields_of, from_dict, to_dict
+from overnight.config import RAMP_START, Config, ModelConfig, fields_of, from_dict
 from overnight.errors import UserError
 from overnight.presets import PRESETS
 
@@ -148,13 +148,15 @@ def test_all_problems_come_at_once_in_three_lines() -> None:
 @pytest.mark.parametrize("preset", PRESETS.values(), ids=PRESETS)
 def test_a_config_survives_json(preset: Any) -> None:
     config = preset()
-    assert from_dict(json.loads(json.dumps(to_dict(config))), "here") == config
+    assert from_dict(json.loads(json.dumps(dataclasses.asdict(config))), "here") == config
 
 
 def test_a_config_that_is_all_there_is_read_back() -> None:
     config = build(micro_batch=4, max_minutes=1.5, **{"model.vocab_size": 50_304, "optim.betas": (0.8, 0.9)})
-    assert from_dict(json.loads(json.dumps(to_dict(config))), "here") == config
-    assert from_dict(to_dict(config) | {"max_minutes": 2}, "here").max_minutes == 2  # JSON may drop the .0
+    assert from_dict(json.loads(json.dumps(dataclasses.asdict(config))), "here") == config
+    assert (
+        from_dict(dataclasses.asdict(config) | {"max_minutes": 2}, "here").max_minutes == 2
+    )  # JSON may drop the .0
 
 
 def leaves(described: dict[str, Any], *above: str) -> Iterator[tuple[str, ...]]:
@@ -164,7 +166,7 @@ def leaves(described: dict[str, Any], *above: str) -> Iterator[tuple[str, ...]]:
             yield from leaves(value, *above, name)
 
 
-WHOLE = to_dict(build())
+WHOLE = dataclasses.asdict(build())
 PATHS = [".".join(path) for path in leaves(WHOLE)]
 
 

@@ -84,7 +84,7 @@ def test_decay_by_hand() -> None:
     layer = nn.Linear(2, 2)
     nn.init.ones_(layer.weight)
     nn.init.ones_(layer.bias)
-    optimizer = adamw(layer, OptimConfig(lr=0.1, min_lr=0.0, weight_decay=0.5), CPU)
+    optimizer = adamw(layer, OptimConfig(lr=0.1, min_lr=0.0, weight_decay=0.5))
     for parameter in layer.parameters():
         parameter.grad = torch.zeros_like(parameter)
     optimizer.step()
@@ -94,7 +94,7 @@ def test_decay_by_hand() -> None:
 
 def test_the_config_reaches_adamw() -> None:
     config = OptimConfig(lr=0.3, min_lr=0.0, betas=(0.7, 0.8), eps=1e-3, weight_decay=0.2)
-    for group, decay in zip(adamw(nn.Linear(2, 2), config, CPU).param_groups, (0.2, 0.0), strict=True):
+    for group, decay in zip(adamw(nn.Linear(2, 2), config).param_groups, (0.2, 0.0), strict=True):
         assert (group["lr"], group["betas"], group["eps"], group["weight_decay"]) == (
             0.3,
             (0.7, 0.8),

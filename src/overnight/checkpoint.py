@@ -76,8 +76,6 @@ def publish(run: Path, model: nn.Module, optimizer: torch.optim.Optimizer, state
         (aside / STATE).write_text(to_json(described | {"checksum": checksum(described)}))
         sync(aside / STATE)
         sync(aside)
-        if target.exists():  # of a run that went back behind it
-            shutil.rmtree(target)
         os.rename(aside, target)
     except BaseException:
         shutil.rmtree(aside, ignore_errors=True)
@@ -125,14 +123,14 @@ def list_steps(run: Path) -> list[int]:
     return sorted(int(match[1]) for match in found if match)
 
 
-def check(path: Path) -> State:
-    """The state of a checkpoint whose every byte is as it was written; Damaged otherwise."""
+def check(path: Path, names: tuple[str, ...] = (WEIGHTS, OPTIMIZER)) -> State:
+    """The state of a checkpoint whose files `names` are, to the last bit, as written; Damaged otherwise."""
     try:
         described = json.loads((path / STATE).read_bytes())
         if described.pop("checksum") != checksum(described):
             raise Damaged(f"{STATE} is not the file that was saved")
         state = State(**{one.name: described[one.name] for one in fields(State)})
-        for name in (WEIGHTS, OPTIMIZER):
+        for name in names:
             if sha256_file(path / name) != state.sha256[name]:
                 raise Damaged(f"{name} is not the file that was saved")
         if f"step_{state.step:08d}" != path.name:
@@ -142,12 +140,12 @@ def check(path: Path) -> State:
     return state
 
 
-def newest_sound(run: Path) -> tuple[State | None, list[str]]:
+def newest_sound(run: Path, names: tuple[str, ...] = (WEIGHTS, OPTIMIZER)) -> tuple[State | None, list[str]]:
     """The newest checkpoint that is whole, and what was wrong with newer ones. Changes nothing."""
     wrong: list[str] = []
     for step in reversed(list_steps(run)):
         try:
-            return check(folder(run, step)), wrong
+            return check(folder(run, step), names), wrong
         except Damaged as error:
             wrong.append(f"{folder(run, step).name}: {error}")
     return None, wrong

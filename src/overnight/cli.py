@@ -5,6 +5,7 @@ import math
 import os
 import sys
 from collections.abc import Callable, Collection, Sequence
+from io import TextIOWrapper
 from pathlib import Path
 
 from overnight.errors import DONE, INTERRUPTED, UserError, near
@@ -20,6 +21,9 @@ VERBS = {
 
 def main() -> None:
     """Entry point of the command."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):  # text that the terminal's encoding lacks is shown, not fatal
+            stream.reconfigure(errors="backslashreplace")
     sys.exit(run(sys.argv[1:]))
 
 
@@ -28,8 +32,8 @@ def run(arguments: Sequence[str]) -> int:
     try:
         return dispatch(list(arguments))
     except UserError as error:
-        if os.environ.get("RANK", "0") == "0":  # of many ranks, one speaks
-            print(f"overnight: {error}", file=sys.stderr)
+        rank = os.environ.get("RANK", "")
+        print(f"overnight{f' (rank {rank})' if rank else ''}: {error}", file=sys.stderr)
         return error.code
     except KeyboardInterrupt:
         print("overnight: interrupted", file=sys.stderr)
@@ -84,8 +88,7 @@ def prepare(arguments: list[str]) -> int:
     from overnight.terminal import size
 
     wanted = parse(options.Prepare, "overnight prepare", arguments)
-    name = wanted.source.rpartition(":")[2].rstrip("/").rpartition("/")[2]
-    out = Path(wanted.out or f"data/{Path(name).stem or 'text'}")
+    out = Path(wanted.out or f"data/{Path(wanted.source.partition(':')[2] or wanted.source).resolve().stem}")
     tokenizer = wanted.tokenizer or preparing.default_tokenizer(wanted.source)
     existed = out.exists()
     data = preparing.prepare(
@@ -121,10 +124,13 @@ def train(arguments: list[str]) -> int:
     if launch.is_rank():
         with world.connect(wanted.device) as here:
             return launch.leave_quietly(train_run(start.decide(wanted, preset, here), here))
-    with world.connect(wanted.device) as here:
-        if wanted.processes == 1:
+    if wanted.processes == 1:
+        with world.connect(wanted.device) as here:
             return train_run(start.decide(wanted, preset, here), here)
-        decided = start.decide(wanted, preset, world.imagine(here, wanted.processes))
+    imagined = world.imagine(wanted.device, wanted.processes)
+    decided = start.decide(wanted, preset, imagined)
+    if decided.complete:
+        return train_run(decided, imagined)
     return launch.torchrun(decided.run, wanted.processes, ["train", *arguments])
 
 
@@ -163,8 +169,8 @@ def evaluate(arguments: list[str]) -> int:
     from overnight.terminal import Status
 
     with world.connect(wanted.device) as here:
-        autocast = world.use_precision(world.choose_precision(wanted.precision, here.device), here.device)
         loaded = resolve.load(wanted.model, here.device)
+        autocast = world.use_precision(resolve.precision(wanted.precision, loaded, here.device), here.device)
         trained = loaded.config.model.block_size
         if wanted.context > trained:
             raise UserError(
@@ -194,6 +200,8 @@ def evaluate(arguments: list[str]) -> int:
             )
         )
         status.clear()
+    if not here.is_main:
+        return DONE
     if wanted.json:
         numbers = {name: value if math.isfinite(value) else None for name, value in found.items()}
         print(json.dumps({wanted.tasks: numbers}))
@@ -220,8 +228,8 @@ def sample(arguments: list[str]) -> int:
     from overnight.generate import Sampling, stream
 
     with world.connect(wanted.device) as here:
-        autocast = world.use_precision(world.choose_precision(wanted.precision, here.device), here.device)
         loaded = resolve.load(wanted.model, here.device)
+        autocast = world.use_precision(resolve.precision(wanted.precision, loaded, here.device), here.device)
         sampling = Sampling(wanted.temperature, wanted.top_k, wanted.top_p)
         with autocast():
             written = stream(

@@ -7,7 +7,7 @@ terms; "auto" is resolved before step 0 and what it chose is written to config.j
 import dataclasses
 import math
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from overnight.errors import UserError, refuse
@@ -238,13 +238,8 @@ def fields_of(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield f"{prefix}{one.name}", value
 
 
-def to_dict(config: Config) -> dict[str, Any]:
-    """Nested plain data for JSON."""
-    return asdict(config)
-
-
 def from_dict(described: dict[str, Any], where: str) -> Config:
-    """The config that `to_dict` described; `where` names the file in errors."""
+    """The config that `dataclasses.asdict` described; `where` names the file in errors."""
     try:
         return _build(Config, described)
     except (TypeError, KeyError, ValueError, AttributeError, UserError) as error:

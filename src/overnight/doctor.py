@@ -140,7 +140,7 @@ def learning_finding(device: torch.device) -> Finding:
     config = ModelConfig(n_layer=2, n_head=2, n_embd=64, block_size=32, vocab_size=64)
     model = GPT(config, 64).init_weights(seed=1).to(device)
     optim = OptimConfig(lr=1e-2, weight_decay=0.0)
-    optimizer = adamw(model, optim, device)
+    optimizer = adamw(model, optim)
     scaler = torch.amp.GradScaler(device.type, enabled=False)
     draw = torch.randint(0, 64, (4, 33), generator=torch.Generator().manual_seed(1)).to(device)
     batch = (draw[:, :-1].contiguous(), draw[:, 1:].contiguous())

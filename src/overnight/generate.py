@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from overnight.data.tokens import Tokenizer
+from overnight.errors import Failure
 from overnight.models.gpt2 import GPT, KVCache
 from overnight.terminal import visible
 
@@ -35,6 +36,8 @@ def draw(logits: Tensor, sampling: Sampling, generator: torch.Generator) -> Tens
         smallest = logits.topk(sampling.top_k).values[:, -1:]  # (B, 1)
         logits = logits.masked_fill(logits < smallest, -float("inf"))
     probabilities = logits.softmax(dim=-1)
+    if not probabilities.isfinite().all():
+        raise Failure("the model's output is not a number: its weights have diverged.")
     if sampling.top_p < 1:
         ordered, order = probabilities.sort(dim=-1, descending=True)
         before = ordered.cumsum(dim=-1) - ordered  # probability of the likelier ones

@@ -40,22 +40,26 @@ def torchrun(run: Path, processes: int, arguments: list[str]) -> int:
         word = Path(folder) / "stop"
         threads = os.environ.get("OMP_NUM_THREADS", str(max(1, cpu_count() // processes)))
         environment = os.environ | {STOP_FILE: str(word), "OMP_NUM_THREADS": threads}
-        child = subprocess.Popen(command, start_new_session=True, env=environment)
+        asked: list[subprocess.Popen] = []
 
         def forward(number: int, _frame: object) -> None:
             if word.exists():
-                child.terminate()
+                for torchrun in asked:
+                    torchrun.terminate()
             aside = word.with_suffix(".new")
             aside.write_text("interrupted" if number == signal.SIGINT else "preempted")
             os.replace(aside, word)
 
-        before = {number: signal.signal(number, forward) for number in (signal.SIGINT, signal.SIGTERM)}
+        names = ("SIGINT", "SIGTERM", "SIGUSR1", "SIGHUP")  # the last two are not on Windows
+        numbers = [getattr(signal, name) for name in names if hasattr(signal, name)]
+        before = {number: signal.signal(number, forward) for number in numbers}
         try:
-            code = child.wait()
+            asked.append(subprocess.Popen(command, start_new_session=True, env=environment))
+            code = asked[0].wait()
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
     if code != 0:
         return FAILURE
-    last = [record["name"] for record in records.read(run) if record["kind"] == "event"][-1]
-    return {"interrupted": INTERRUPTED, "preempted": SAVED}.get(last, DONE)
+    last = [""] + [record["name"] for record in records.read(run) if record["kind"] == "event"]
+    return {"interrupted": INTERRUPTED, "preempted": SAVED}.get(last[-1], DONE)

@@ -17,12 +17,10 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
     ]
 
 
-def adamw(model: nn.Module, config: OptimConfig, device: torch.device) -> torch.optim.AdamW:
-    """AdamW (Loshchilov and Hutter, 2019), in one fused kernel on the devices that have it."""
+def adamw(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
+    """AdamW (Loshchilov and Hutter, 2019), in the fused kernel that cpu, cuda and mps all have."""
     groups = [group for group in parameter_groups(model, config.weight_decay) if group["params"]]
-    return torch.optim.AdamW(
-        groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=device.type in ("cpu", "cuda", "mps")
-    )
+    return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=True)
 
 
 def learning_rate(step: int, steps: int, config: OptimConfig) -> float:

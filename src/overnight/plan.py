@@ -53,7 +53,9 @@ def memory_bytes(model: ModelConfig, micro_batch: int, half: bool) -> int:
     width = 2 if half else 4
     kept = 20 if model.dropout == 0 else 24  # numbers of size C kept a token and layer for the backward pass
     logits = model.vocab_size * (12 + (width if half else 0))
-    return 16 * parameters(model) + micro_batch * model.block_size * (L * C * kept * width + logits)
+    scores = 3 * width * L * model.n_head * model.block_size if model.attention == "manual" else 0
+    per_token = L * C * kept * width + logits + scores
+    return 16 * parameters(model) + micro_batch * model.block_size * per_token
 
 
 def device_memory(device: torch.device, ranks_here: int) -> int:

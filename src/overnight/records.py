@@ -60,7 +60,9 @@ class Records:
     def _write(self, kind: str, step: int, tokens: int, **fields: Any) -> None:
         now = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
         record = {"kind": kind, "step": step, "time": now, "tokens": tokens} | fields
-        self._file.write(json.dumps(finite(record), allow_nan=False, ensure_ascii=False).encode() + b"\n")
+        line = json.dumps(finite(record), allow_nan=False, ensure_ascii=False).encode() + b"\n"
+        while line:  # a nearly full disk takes a part, then says that it is full
+            line = line[self._file.write(line) :]
 
     def synced_size(self) -> int:
         """Bytes of records that are safely on the disk: all written so far."""

@@ -18,6 +18,7 @@ from overnight.data.tokens import Tokenizer
 from overnight.errors import UserError, near
 from overnight.files import read_json
 from overnight.models.gpt2 import GPT
+from overnight.world import choose_precision
 
 CONFIG, ENVIRONMENT, TOKENIZER = "config.json", "environment.json", "tokenizer.json"
 OTHERS = ("hf:", "llmc:", "nanogpt:")  # reserved for other people's weights
@@ -68,7 +69,7 @@ def checkpoint_of(name: str) -> Path:
     read_config(run)
     steps = checkpoint.list_steps(run)
     if not at:
-        state, wrong = checkpoint.newest_sound(run)
+        state, wrong = checkpoint.newest_sound(run, (checkpoint.WEIGHTS,))
         if state is None:
             raise UserError(f"the run {run} has no complete checkpoint yet: train it first.", *wrong)
         return checkpoint.folder(run, state.step)
@@ -76,10 +77,17 @@ def checkpoint_of(name: str) -> Path:
         have = ", ".join(map(str, steps)) or "none"
         raise UserError(f"{run} has no checkpoint of step {at}. It has: {have}.")
     try:
-        checkpoint.check(checkpoint.folder(run, int(at)))
+        checkpoint.check(checkpoint.folder(run, int(at)), (checkpoint.WEIGHTS,))
     except checkpoint.Damaged as error:
         raise UserError(f"the checkpoint {name} is damaged: {error}.") from None
     return checkpoint.folder(run, int(at))
+
+
+def precision(wanted: str, loaded: Loaded, device: torch.device) -> str:
+    """What to compute in: as the run did, where the device is of the same kind, unless told otherwise."""
+    if wanted == "auto" and loaded.config.device == device.type:
+        return loaded.config.precision
+    return choose_precision(wanted, device)
 
 
 def load(name: str, device: torch.device) -> Loaded:

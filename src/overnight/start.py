@@ -74,8 +74,14 @@ def decide(wanted: Config, preset: str, world: World) -> Start:
             raise UserError(f"{run} exists and is no run (it has no {resolve.CONFIG}): choose another --run.")
         old, _ = resolve.read_config(run)
     donor = None
-    if wanted.init_from and old is None:
-        donor, _ = resolve.read_config(resolve.checkpoint_of(wanted.init_from).parent.parent)
+    if old and wanted.init_from and old.init_from.rpartition("@")[0] == wanted.init_from:
+        wanted = replace(wanted, init_from=old.init_from)
+    elif wanted.init_from and old is None:
+        found = resolve.checkpoint_of(wanted.init_from)
+        donor, _ = resolve.read_config(found.parent.parent)
+        if "@" not in wanted.init_from:  # what is its newest checkpoint now, whatever it becomes later
+            step = int(found.name.removeprefix("step_"))
+            wanted = replace(wanted, init_from=f"{wanted.init_from}@{step}")
     refuse(data_problems(wanted, data) + (donor_problems(wanted, donor, data) if donor else []))
     config = resolve_autos(wanted, old, donor, data, world)
     auto = {name: dict(fields_of(config))[name] for name, value in fields_of(wanted) if value == "auto"}
@@ -157,7 +163,7 @@ def resolve_autos(
     if wanted.micro_batch == "auto":
         unit = world.size * config.model.block_size
         tokens = configs.RAMP_START if config.optim.ramp_tokens else config.batch_tokens
-        kept = old.micro_batch if old else None
+        kept = old.micro_batch if old and old.device == device.type else None
         if not (isinstance(kept, int) and tokens % (unit * kept) == 0):
             half = precision in ("bf16", "fp16")
             memory = plan.device_memory(device, world.size)

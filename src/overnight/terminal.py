@@ -44,11 +44,12 @@ _VISIBLE |= dict.fromkeys((*range(8234, 8239), *range(8294, 8298)), 65533)
 
 
 def show(text: str, stream: TextIO) -> None:
-    """Write at once. A reader that has gone away (`train ... | head`) costs the output, not the work."""
+    """Write at once. A reader that has gone away (`train ... | head`), a full disk behind `> log`, a closed
+    terminal: they cost the output, not the work."""
     try:
         stream.write(text)
         stream.flush()
-    except BrokenPipeError:
+    except OSError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 

@@ -121,7 +121,7 @@ class Session:
             be_deterministic()
         self.autocast = use_precision(config.precision, world.device)
         self.model = initial_model(start).to(world.device)
-        self.optimizer = adamw(self.model, config.optim, world.device)
+        self.optimizer = adamw(self.model, config.optim)
         self.scaler = torch.amp.GradScaler(world.device.type, enabled=config.precision == "fp16")
         if start.state is not None:
             checkpoint.load_optimizer(
@@ -140,6 +140,8 @@ class Session:
         self.loader = Loader(self.batches, self.micro_batch, world)
         stack.callback(self.loader.close)
         self.records = Records(self.run) if world.is_main else None
+        if self.records:
+            stack.callback(self.records.close)
         self.last_val: dict[str, float] = {}
         self.began = time.monotonic()
         peak = plan.peak_flops(world.device, config.precision)
@@ -177,10 +179,12 @@ class Session:
             return self.model
         try:
             compiled: nn.Module = torch.compile(self.model)  # type: ignore[assignment]
-            ids = torch.zeros(self.micro_batch, self.config.model.block_size, dtype=torch.long)
+            shape, device = (self.micro_batch, self.config.model.block_size), self.world.device
             with self.autocast():
-                loss = compiled(ids.to(self.world.device), ids.to(self.world.device))
+                loss = compiled(*(torch.zeros(shape, dtype=torch.long, device=device) for _ in range(2)))
             loss.backward()
+        except torch.OutOfMemoryError:
+            raise
         except Exception as error:  # whatever a compiler may throw: training works without one
             reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
             self.status.say(f"torch.compile does not work here, training goes on without it ({reason}).")
@@ -259,11 +263,15 @@ class Session:
         if self.records is None:
             return
         wanted = self.config.sample
-        seed = key(self.config.seed, step) >> 1  # torch takes 63 bits
-        with self.autocast():
-            written = texts(
-                self.model, self.data.tokenizer, wanted.prompt, wanted.count, wanted.length, Sampling(), seed
-            )
+        seed = key(self.config.seed, step)
+        tokenizer, count, length = self.data.tokenizer, wanted.count, wanted.length
+        try:
+            with self.autocast():
+                written = texts(self.model, tokenizer, wanted.prompt, count, length, Sampling(), seed)
+        except errors.Failure as error:
+            self.event(step, "nonfinite", {"in": "sample"})
+            self.status.say(f"step {step:,}: no sample: {error}")
+            return
         for text in written:
             self.records.sample(step, self.tokens(step), wanted.prompt, text)
         first_line = " ".join((wanted.prompt + written[0]).split())[:90]

@@ -6,7 +6,7 @@ Alone, every collective is a no-op, so that nothing else asks how many ranks the
 import contextlib
 import os
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
@@ -22,7 +22,6 @@ class World:
 
     device: torch.device
     rank: int = 0
-    local_rank: int = 0
     size: int = 1
 
     @property
@@ -47,7 +46,9 @@ class World:
         if self.size == 1:
             return model
         ids = [self.device.index] if self.device.type == "cuda" else None
-        return nn.parallel.DistributedDataParallel(model, device_ids=ids, gradient_as_bucket_view=True)
+        return nn.parallel.DistributedDataParallel(
+            model, device_ids=ids, gradient_as_bucket_view=True, broadcast_buffers=False
+        )
 
 
 @contextlib.contextmanager
@@ -55,12 +56,14 @@ def connect(device: str) -> Iterator[World]:
     """The world of this process: joins the other ranks if torchrun started it, and leaves them at the end."""
     rank, local_rank = int(os.environ.get("RANK", "0")), int(os.environ.get("LOCAL_RANK", "0"))
     size = int(os.environ.get("WORLD_SIZE", "1"))
-    chosen = choose_device(device, local_rank)
+    chosen = choose_device(device, local_rank, size)
     if chosen.type == "cuda":
         torch.cuda.set_device(chosen)
     local_size = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     threads = os.environ.get("OMP_NUM_THREADS", "")
-    torch.set_num_threads(int(threads) if threads.isdecimal() else max(1, cpu_count() // local_size))
+    torch.set_num_threads(
+        int(threads) if threads.strip("0").isdecimal() else max(1, cpu_count() // local_size)
+    )
     if size == 1:
         yield World(chosen)
         return
@@ -68,24 +71,24 @@ def connect(device: str) -> Iterator[World]:
         "nccl" if chosen.type == "cuda" else "gloo", device_id=chosen if chosen.type == "cuda" else None
     )
     try:
-        yield World(chosen, rank, local_rank, size)
+        yield World(chosen, rank, size)
     finally:
         dist.destroy_process_group()
 
 
-def imagine(here: World, processes: int) -> World:
+def imagine(device: str, processes: int) -> World:
     """The world as the first of `processes` ranks will find it: what can be checked before they start is
-    checked in it."""
-    if here.device.type == "cuda":
-        choose_device("cuda", processes - 1)
-    return replace(here, size=processes)
+    checked in it. Touches no device."""
+    choose_device(device, processes - 1, processes)  # the last rank's
+    return World(choose_device(device, 0, processes), size=processes)
 
 
-def choose_device(name: str, local_rank: int = 0) -> torch.device:
-    """'auto' finds cuda, then mps, then cpu; a named device that is not there is refused."""
+def choose_device(name: str, local_rank: int = 0, ranks: int = 1) -> torch.device:
+    """'auto' finds cuda, then mps, then cpu; a named device that is not there is refused. (No backend
+    connects ranks on mps.)"""
     available = {
         "cuda": torch.cuda.is_available(),
-        "mps": torch.backends.mps.is_available(),
+        "mps": torch.backends.mps.is_available() and ranks == 1,
         "cpu": True,
     }
     if name == "auto":

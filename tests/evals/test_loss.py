@@ -82,7 +82,7 @@ def test_ranks_share_the_windows_without_loss(ranks: int, count: int) -> None:
             return values
 
     for rank in range(ranks):
-        world = Recording(torch.device("cpu"), rank, rank, ranks)
+        world = Recording(torch.device("cpu"), rank, ranks)
         list(validation(model, tokens, lengths, 8, None, world, nullcontext))
     loss, size = sum(sums).tolist()
     assert loss / (count - 1) == pytest.approx(alone["loss"], rel=1e-12)

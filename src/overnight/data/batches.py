@@ -123,4 +123,5 @@ class Batches:
         first = (micro_step * ranks + rank) * micro_batch
         starts = self.windows(step)[first : first + micro_batch]
         rows = np.stack([self.tokens.read(start, self.block_size + 1) for start in starts.tolist()])
-        return rows[:, :-1], rows[:, 1:]
+        # Contiguous: a copy to the GPU from anything else goes through memory that is not pinned.
+        return np.ascontiguousarray(rows[:, :-1]), np.ascontiguousarray(rows[:, 1:])

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from overnight.data import tokens
-from overnight.data.shards import HEADER_BYTES, Tokens, open_shard
+from overnight.data.shards import Tokens, open_shard
 from overnight.errors import UserError
 from overnight.files import read_json, sha256_file
 
@@ -99,9 +99,3 @@ class Data:
         parts = [self.manifest.tokenizer["sha256"]]
         parts += [f"{shard['split']} {shard['sha256']}" for shard in self.manifest.shards]
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()
-
-    @property
-    def size(self) -> int:
-        """Bytes on disk."""
-        width = np.dtype(self.manifest.dtype).itemsize
-        return sum(HEADER_BYTES + shard["tokens"] * width for shard in self.manifest.shards)

@@ -2,10 +2,12 @@
 
 import contextlib
 import hashlib
+import json
 import multiprocessing
 import os
 import shutil
 import signal
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -19,7 +21,7 @@ import numpy as np
 
 from overnight.data import documents, tokens
 from overnight.data.manifest import MANIFEST, TOKENIZER, Data, Manifest
-from overnight.data.shards import ShardWriter
+from overnight.data.shards import ShardWriter, Tokens, open_shard
 from overnight.errors import Failure, UserError, near
 from overnight.files import clear_disk_errors, parent_problem, sync, to_json, write_synced
 from overnight.terminal import Status, duration, size
@@ -56,16 +58,23 @@ def prepare(source: str, out: Path, tokenizer: str, workers: int, shard_tokens: 
     make = tokenizer_maker(tokenizer, problems)
     if problems:
         raise UserError(*problems)
-    request = {"source": source, "tokenizer": tokenizer, "shard_tokens": shard_tokens}
-    if (done := already_there(out, request)) is not None:
-        return done
+    known = Path(tokenizer).is_file()
+    request: dict[str, Any] = {
+        "source": source,
+        "tokenizer": tokens.load(Path(tokenizer)).sha256 if known else tokenizer,
+        "shard_tokens": shard_tokens,
+    }
+    if source == "shakespeare" and (done := already_there(out, request)) is not None:
+        return done  # also without the file that it was made from
     found = documents.find(source, downloads=out.parent / "downloads")
-    request["source"] = found.name
+    request |= {"source": found.name, "files": found.fingerprint}
     if (done := already_there(out, request)) is not None:
         return done
     with clear_disk_errors(f"preparing {out}"), staging(out) as folder:
         build(found, folder, request, make, workers, shard_tokens)
         sync(folder)
+        if out.is_dir():
+            out.rmdir()  # empty, or `already_there` would have refused
         os.rename(folder, out)
         sync(out.parent)
     return Data(out)
@@ -73,17 +82,17 @@ def prepare(source: str, out: Path, tokenizer: str, workers: int, shard_tokens: 
 
 def already_there(out: Path, request: dict[str, Any]) -> Data | None:
     """The finished data folder `out`, if it was made by the same request; refused if it holds another."""
-    if not out.exists():
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return None
     if not (out / MANIFEST).is_file():
         raise UserError(f"{out} exists and is no data folder: choose another --out.")
     data = Data(out)
-    have, version = data.manifest.request, data.manifest.source
+    have = data.manifest.request
     different = [
-        f"{key} {have.get(key)}, not {value}" for key, value in request.items() if have.get(key) != value
+        "its files have changed since" if key == "files" else f"{key} {have.get(key)}, not {value}"
+        for key, value in request.items()
+        if have.get(key) != value
     ]
-    if request["source"] == "stdlib" and different == [f"source {version}, not stdlib"]:
-        return None  # compared again once this Python's version is known
     if different:
         raise UserError(
             f"{out} holds other data ({'; '.join(different)}).",
@@ -266,8 +275,6 @@ def watched(pieces: Iterable[documents.Piece], status: Status, what: str) -> Ite
 
 def compact(described: dict[str, Any]) -> str:
     """JSON on one line: thousands of merges are not for reading."""
-    import json
-
     return json.dumps(described, separators=(",", ":")) + "\n"
 
 
@@ -305,8 +312,6 @@ def first_nine_tenths(source: documents.Source) -> Iterator[documents.Piece]:
 
 def split_tail(folder: Path, everything: ShardWriter, shard_tokens: int) -> list[dict]:
     """Cut the tokens written so far into nine tenths of training and one of validation."""
-    from overnight.data.shards import Tokens, open_shard
-
     paths = [folder / shard["file"] for shard in everything.close()]
     row = Tokens([open_shard(path) for path in paths])
     border = len(row) * 9 // 10
@@ -327,8 +332,17 @@ _tokenizer: tokens.Tokenizer  # of a worker process
 
 def begin_worker(described: dict[str, Any]) -> None:
     global _tokenizer
+    threading.Thread(target=end_with_parent, daemon=True).start()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which ends its workers
     _tokenizer = tokens.from_json(described, TOKENIZER)
+
+
+def end_with_parent() -> None:
+    """A parent that is killed cannot end its workers; they end themselves."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 def encode_batch(batch: list[tuple[bool, bool, str]]) -> Encoded:

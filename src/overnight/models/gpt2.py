@@ -136,15 +136,15 @@ class GPT(nn.Module):
     def init_weights(self, seed: int) -> "GPT":
         """GPT-2's initialisation: N(0, 0.02), what adds to the residual stream N(0, 0.02 / sqrt(2 L)).
 
-        Drawn on the CPU, so that a seed means the same weights on every device.
+        Drawn on the CPU, and without the padding, so that a seed means the same weights on every device.
         """
         generator = torch.Generator().manual_seed(seed)
         residual = 0.02 / math.sqrt(2 * self.config.n_layer)
         for name, parameter in self.named_parameters():
             if parameter.dim() >= 2:
                 std = residual if name.endswith("c_proj.weight") else 0.02
-                draw = torch.empty(parameter.shape).normal_(0.0, std, generator=generator)
-                parameter.copy_(draw)
+                used = parameter.zero_()[: self.n_tokens] if name == "wte.weight" else parameter
+                used.copy_(torch.empty(used.shape).normal_(0.0, std, generator=generator))
             else:
                 parameter.fill_(1.0 if name.endswith(".weight") else 0.0)  # LayerNorm's gains; every bias
         return self
