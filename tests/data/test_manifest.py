@@ -67,7 +67,7 @@ def test_what_does_not_fit_the_manifest_is_refused(
 @pytest.mark.parametrize("count", [299, 301, 0, -1])
 def test_a_shard_with_another_count_than_the_manifests_is_refused(count: int, folder: Path) -> None:
     edit(folder, lambda manifest: manifest["shards"][0].update(tokens=count))
-    with pytest.raises(UserError, match=rf"holds 300 tokens, not the manifest's {count}"):
+    with pytest.raises(UserError, match="is damaged: the tokens are"):
         Data(folder)
 
 

@@ -9,6 +9,7 @@ text:PATH     a file or a folder of .txt .md .py (one document each) and .jsonl 
 import codecs
 import gzip
 import hashlib
+import http.client
 import json
 import sys
 import sysconfig
@@ -143,7 +144,7 @@ def download_shakespeare(folder: Path) -> Path:
     try:
         with urllib.request.urlopen(SHAKESPEARE_URL, timeout=30) as response:
             content = response.read(2 * 1_115_394)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, http.client.HTTPException) as error:
         reason = getattr(error, "reason", error)
         raise UserError(
             f"cannot download Shakespeare ({reason}).",

@@ -40,6 +40,20 @@ class Manifest:
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
 
+    def check(self) -> None:
+        """Raise ValueError, KeyError or TypeError if this is not what `prepare` writes."""
+        totals = {"train": 0, "val": 0}
+        for shard in self.shards:
+            if Path(shard["file"]).name != shard["file"]:
+                raise ValueError("a shard's name leads out of the folder")
+            if not isinstance(shard["sha256"], str):
+                raise ValueError(f"the sha256 of {shard['file']} is {shard['sha256']!r}")
+            totals[shard["split"]] += shard["tokens"]
+        if not isinstance(self.request, dict):
+            raise ValueError(f"the request is {self.request!r}")
+        if self.tokens != totals:
+            raise ValueError(f"the tokens are {self.tokens!r}, not the shards' {totals}")
+
 
 class Data:
     """An opened data folder. Opening checks every shard's size against header and manifest."""
@@ -55,9 +69,7 @@ class Data:
         described = read_json(path, "manifest")
         try:
             self.manifest = Manifest(**described)
-            names = [Path(shard["file"]) for shard in self.manifest.shards]
-            if any(name.name != str(name) for name in names):
-                raise ValueError("a shard's name leads out of the folder")
+            self.manifest.check()
             self._tokens = {
                 split: Tokens(
                     [self._shard(shard) for shard in self.manifest.shards if shard["split"] == split]

@@ -66,7 +66,8 @@ def prepare(source: str, out: Path, tokenizer: str, workers: int, shard_tokens: 
     }
     if source == "shakespeare" and (done := already_there(out, request)) is not None:
         return done  # also without the file that it was made from
-    found = documents.find(source, downloads=out.parent / "downloads")
+    with clear_disk_errors(f"preparing {out}"):
+        found = documents.find(source, downloads=out.parent / "downloads")
     request |= {"source": found.name, "files": found.fingerprint}
     if (done := already_there(out, request)) is not None:
         return done
@@ -337,6 +338,19 @@ def begin_worker(described: dict[str, Any]) -> None:
     _tokenizer = tokens.from_json(described, TOKENIZER)
 
 
+@contextlib.contextmanager
+def signals_for_the_parent() -> Iterator[None]:
+    """Processes that start in here never hear Ctrl-C: not even before they can say that they ignore it."""
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def end_with_parent() -> None:
     """A parent that is killed cannot end its workers; they end themselves."""
     parent = multiprocessing.parent_process()
@@ -359,6 +373,8 @@ def in_order(
         workers, mp_context=context, initializer=begin_worker, initargs=(tokenizer.to_json(),)
     )
     waiting: deque = deque()
+    with signals_for_the_parent():
+        pool.submit(int)  # the first task starts the workers
     try:
         for batch in batches:
             waiting.append(pool.submit(encode_batch, batch))

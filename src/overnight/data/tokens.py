@@ -109,7 +109,14 @@ class BytePairTokenizer(Tokenizer):
         )
 
     def _encode(self, text: str) -> np.ndarray:
-        return self._encoding.encode_to_numpy(text)
+        try:
+            return self._encoding.encode_to_numpy(text)
+        except UnicodeEncodeError:
+            raise
+        except ValueError:
+            # The pattern gives up on a run of a million spaces and more; each half of it is split alone.
+            halves = text[: len(text) // 2], text[len(text) // 2 :]
+            return np.concatenate([self._encode(half) for half in halves])
 
     def id_bytes(self) -> list[bytes]:
         return [*self._pieces, b""]
@@ -200,6 +207,7 @@ def from_json(described: dict[str, Any], path: Path | str) -> Tokenizer:
             characters = described["characters"]
             if not isinstance(characters, str) or list(characters) != sorted(set(characters)):
                 raise ValueError("characters are not sorted and distinct")
+            characters.encode("utf-8")  # a ValueError for half a surrogate pair
             tokenizer = CharTokenizer(characters)
         elif kind == "bpe":
             tokenizer = BytePairTokenizer(_merges(described["merges"]), "bpe")
@@ -214,11 +222,12 @@ def from_json(described: dict[str, Any], path: Path | str) -> Tokenizer:
 
 
 def _merges(pairs: Sequence[Sequence[int]]) -> np.ndarray:
-    merges = np.array(pairs, dtype=np.int64)
+    merges = np.array(pairs)
     if merges.size == 0:
-        return merges.reshape(0, 2)
-    limit = 256 + np.arange(len(merges))
-    if merges.ndim != 2 or merges.shape[1] != 2 or (merges < 0).any() or (merges >= limit[:, None]).any():
+        return np.empty((0, 2), dtype=np.int64)
+    limit = 256 + np.arange(len(merges))[:, None]
+    pairs_of_ids = merges.dtype.kind == "i" and merges.ndim == 2 and merges.shape[1] == 2
+    if not pairs_of_ids or (merges < 0).any() or (merges >= limit).any():
         raise ValueError("merges are not pairs of earlier ids")
     return merges
 
