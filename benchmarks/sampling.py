@@ -16,7 +16,7 @@ from overnight.config import ModelConfig
 from overnight.generate import Sampling, generate
 from overnight.models.gpt2 import GPT
 
-PROMPT, LENGTH, ROUNDS = 32, 64, 5
+PROMPT, LENGTH, ROUNDS = 32, 128, 7
 
 
 def main() -> None:

@@ -9,6 +9,7 @@ from overnight.config import ModelConfig
 from overnight.data.tokens import train_bpe, train_char
 from overnight.generate import Sampling, continuations, draw, generate, stream, texts
 from overnight.models.gpt2 import GPT
+from overnight.packing import packed
 
 CONFIG = ModelConfig(n_layer=2, n_head=2, n_embd=16, block_size=12, vocab_size=64)
 GREEDY = Sampling(temperature=0)
@@ -149,3 +150,14 @@ def test_escape_codes_are_shown_not_obeyed() -> None:
     escape, bell = int(tokenizer.encode("\x1b")[0]), int(tokenizer.encode("\x07")[0])
     model = rigged([escape, bell, tokenizer.eot])
     assert "".join(stream(model, tokenizer, "\x1b", 1, 5, GREEDY, seed=1)) == "\u241b\u2407\n"
+
+
+@pytest.mark.parametrize("rows", [2, 8, 32])
+def test_packed_weights_change_nothing_but_rounding(model: GPT, rows: int) -> None:
+    ids = torch.randint(0, 40, (rows, 5), generator=torch.Generator().manual_seed(3))
+    plain_many, plain_one = model.hidden(ids), model.logits(model.hidden(ids[:, :1]))
+    with packed(model, rows):
+        torch.testing.assert_close(model.hidden(ids), plain_many, atol=1e-5, rtol=0)
+        torch.testing.assert_close(model.logits(model.hidden(ids[:, :1])), plain_one, atol=1e-4, rtol=1e-4)
+    assert torch.equal(model.hidden(ids), plain_many), "the methods are the model's own again"
+    assert "logits" not in vars(model)

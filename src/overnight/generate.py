@@ -10,6 +10,7 @@ from torch import Tensor
 from overnight.data.tokens import Tokenizer
 from overnight.errors import Failure
 from overnight.models.gpt2 import GPT, KVCache
+from overnight.packing import packed
 from overnight.terminal import visible
 
 COLDEST = 1e-5  # temperatures below are 0: dividing by them leaves fp32's range
@@ -61,22 +62,22 @@ def generate(model: GPT, prompt: Tensor, length: int, sampling: Sampling, seed: 
     """
     block_size = model.config.block_size
     generator = torch.Generator(prompt.device).manual_seed(seed)
+    device, rows = prompt.device, prompt.size(0)
     was_training = model.training
     model.eval()
     try:
-        window, cache, fresh = prompt[:, -block_size:], None, prompt[:, -block_size:]
-        for _ in range(length):
-            if cache is None or cache.used == cache.length:
-                room = min(block_size, window.size(1) + length)
-                if cache is not None:
-                    window = fresh = window[:, -max(1, block_size // 2) :]
-                cache = KVCache(
-                    model.config, window.size(0), room, window.device, compute_dtype(window.device)
-                )
-            logits = model.logits(model.hidden(fresh, cache)[:, -1]).float()  # (B, V)
-            fresh = draw(logits[:, : model.n_tokens], sampling, generator)[:, None]  # (B, 1)
-            window = torch.cat([window, fresh], dim=1)[:, -block_size:]
-            yield fresh[:, 0]
+        with packed(model, rows):
+            window, cache, fresh = prompt[:, -block_size:], None, prompt[:, -block_size:]
+            for _ in range(length):
+                if cache is None or cache.used == cache.length:
+                    room = min(block_size, window.size(1) + length)
+                    if cache is not None:
+                        window = fresh = window[:, -max(1, block_size // 2) :]
+                    cache = KVCache(model.config, rows, room, device, compute_dtype(device))
+                logits = model.logits(model.hidden(fresh, cache)[:, -1]).float()  # (B, V)
+                fresh = draw(logits[:, : model.n_tokens], sampling, generator)[:, None]  # (B, 1)
+                window = torch.cat([window, fresh], dim=1)[:, -block_size:]
+                yield fresh[:, 0]
     finally:
         model.train(was_training)
 

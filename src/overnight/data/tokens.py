@@ -7,9 +7,11 @@ of <|endoftext|> is only ever put in by whoever separates documents. All of a to
 
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from importlib.resources import files
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,12 @@ ENDOFTEXT = "<|endoftext|>"
 # GPT-2's splitting of text into words, inside which pairs are merged
 # (github.com/openai/gpt-2, src/encoder.py), in tiktoken's faster equivalent form.
 PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"
+
+SPACE = r"[^\S\x1c-\x1f]"  # the pattern's \s; Python's has four characters more
+LONG_SPACE = re.compile(rf"(?<!{SPACE}){SPACE}{{100000,}}(?={SPACE}(?!{SPACE}|\Z))")
+LONGEST_WORD = (
+    1000  # characters of a run without a space that merges are learnt from: time is quadratic in it
+)
 
 
 def byte_order() -> list[int]:
@@ -114,9 +122,12 @@ class BytePairTokenizer(Tokenizer):
         except UnicodeEncodeError:
             raise
         except ValueError:
-            # The pattern gives up on a run of a million spaces and more; each half of it is split alone.
-            halves = text[: len(text) // 2], text[len(text) // 2 :]
-            return np.concatenate([self._encode(half) for half in halves])
+            # The pattern gives up on a run of a million spaces. All but the last space of a run are a word
+            # of their own, so a cut before that last one changes nothing.
+            cuts = [0, *(run.end() for run in LONG_SPACE.finditer(text)), len(text)]
+            if len(cuts) == 2:
+                raise
+            return np.concatenate([self._encoding.encode_to_numpy(text[a:b]) for a, b in pairwise(cuts)])
 
     def id_bytes(self) -> list[bytes]:
         return [*self._pieces, b""]
@@ -184,7 +195,8 @@ def train_bpe(texts: Iterator[str], vocab_size: int) -> BytePairTokenizer:
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size - 1, initial_alphabet=alphabet, special_tokens=[], show_progress=False
     )
-    learner.train_from_iterator(texts, trainer)
+    long = re.compile(rf"(\S{{{LONGEST_WORD}}}|\s{{{LONGEST_WORD}}})")
+    learner.train_from_iterator((part for text in texts for part in long.split(text) if part), trainer)
     # The library writes bytes as GPT-2's printable stand-ins; ours are ids in GPT-2's order.
     stand_ins = [chr(byte) if i < 188 else chr(256 + i - 188) for i, byte in enumerate(byte_order())]
     ids = {token: i for i, token in enumerate(stand_ins)}

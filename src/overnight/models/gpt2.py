@@ -38,16 +38,16 @@ class KVCache:
     ):
         head_size = config.n_embd // config.n_head
         shape = (config.n_layer, batch, config.n_head, length, head_size)
-        self.keys = torch.empty(shape, device=device, dtype=dtype)  # (L, B, H, length, D)
-        self.values = torch.empty(shape, device=device, dtype=dtype)  # (L, B, H, length, D)
+        self.keys = torch.empty(shape, device=device, dtype=dtype).unbind()  # L x (B, H, length, D)
+        self.values = torch.empty(shape, device=device, dtype=dtype).unbind()  # L x (B, H, length, D)
         self.length, self.used = length, 0
 
     def extend(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Store one layer's new keys and values, (B, H, T, D); all up to here, (B, H, S, D), come back."""
-        end = self.used + k.size(2)
-        self.keys[layer, :, :, self.used : end] = k
-        self.values[layer, :, :, self.used : end] = v
-        return self.keys[layer, :, :, :end], self.values[layer, :, :, :end]
+        keys, values, T = self.keys[layer], self.values[layer], k.size(2)
+        keys.narrow(2, self.used, T).copy_(k)
+        values.narrow(2, self.used, T).copy_(v)
+        return keys.narrow(2, 0, self.used + T), values.narrow(2, 0, self.used + T)
 
 
 class CausalSelfAttention(nn.Module):
