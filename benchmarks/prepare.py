@@ -14,7 +14,7 @@ from time import perf_counter
 from common import overnight, save, summary
 from overnight.data.documents import stdlib_files
 
-SIZES = (20, 40, 80)  # MB
+SIZES = (10, 20, 40)  # MB
 
 
 def write_corpus(folder: Path, size: int) -> int:
@@ -38,7 +38,7 @@ def main() -> None:
         sizes = {size: write_corpus(root / f"text{size}", size) for size in SIZES}
         for workers in (1, 2):
             seconds: dict[int, list[float]] = {size: [] for size in SIZES}
-            for round_ in range(3):
+            for round_ in range(2):
                 for size in SIZES:
                     out = root / f"{workers}-{size}-{round_}"
                     began = perf_counter()

@@ -210,7 +210,7 @@ def test_the_first_record_is_true(data_folder: Path, tmp_path: Path) -> None:
     norm = torch.stack([p.grad.norm() for p in model.parameters()]).norm()
     assert first["loss"] == pytest.approx(loss.item(), rel=1e-5)
     assert first["grad_norm"] == pytest.approx(norm.item(), rel=1e-4), "before clipping"
-    assert (first["lr"], first["tokens"], first["mfu"]) == (pytest.approx(1e-3 / 2), 128, None)
+    assert (first["lr"], first["tokens"], first["mfu"]) == (pytest.approx(1.5e-3 / 2), 128, None)
     assert first["tokens_per_second"] == pytest.approx(128 / first["step_ms"] * 1000, rel=1e-2)
 
 
@@ -231,7 +231,7 @@ def test_one_update_is_adamws(data_folder: Path, tmp_path: Path) -> None:
             {"params": [p for p in model.parameters() if p.dim() >= 2], "weight_decay": 0.1},
             {"params": [p for p in model.parameters() if p.dim() < 2], "weight_decay": 0.0},
         ],
-        lr=1e-3 / 2, betas=(0.9, 0.99), eps=1e-8, fused=False, foreach=False,
+        lr=1.5e-3 / 2, betas=(0.9, 0.99), eps=1e-8, fused=False, foreach=False,
     )  # fmt: skip
     optimizer.step()
     saved = load_file(newest(run) / "model.safetensors")

@@ -61,7 +61,8 @@ def shakespeare_cpu() -> Config:
 
     overnight prepare shakespeare && overnight train shakespeare-cpu
     Cost: 1.5 M tokens at 5.2 MFLOP, 8.0 TFLOP; two minutes on two cores. nanoGPT: 1.88 by its own estimate,
-    1.898 on the whole validation split.
+    1.898 on the whole validation split. Its learning rate of 1e-3 gave 1.900 to 1.922 here (six seeds), so
+    the peak is 1.5e-3; all else is nanoGPT's.
     """
     return Config(
         data="data/shakespeare",
@@ -72,7 +73,7 @@ def shakespeare_cpu() -> Config:
         save_every=500,
         sample_every=1000,
         model=ModelConfig(n_layer=4, n_head=4, n_embd=128, block_size=64, bias=False, activation="gelu"),
-        optim=OptimConfig(lr=1e-3, min_lr=1e-4, warmup_steps=100, betas=(0.9, 0.99)),
+        optim=OptimConfig(lr=1.5e-3, min_lr=1e-4, warmup_steps=100, betas=(0.9, 0.99)),
         sample=SampleConfig(prompt="\n", length=300),
     )
 
