@@ -1,6 +1,6 @@
 """What `make quickstart` does after the install, timed: prepare, train, evaluate, sample.
 
-    python benchmarks/quickstart.py
+python benchmarks/quickstart.py
 """
 
 import json
@@ -9,7 +9,6 @@ from pathlib import Path
 from time import perf_counter
 
 from common import overnight, save
-
 from overnight import records
 
 

@@ -1,6 +1,6 @@
 """All CPU benchmarks whose figures the README shows, one after the other (`make bench`).
 
-    python benchmarks/run.py [tinyshakespeare.txt]     the Shakespeare run needs its text
+python benchmarks/run.py [tinyshakespeare.txt]     the Shakespeare run needs its text
 """
 
 import subprocess
