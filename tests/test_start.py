@@ -230,7 +230,7 @@ REFUSED = [
     ("--model.activation", "gelu_tanh", "model.activation gelu -> gelu_tanh"),
     ("--model.attention", "manual", "model.attention flash -> manual"),
     ("--model.dropout", 0.5, "model.dropout 0.0 -> 0.5"),
-    ("--optim.lr", 2e-3, "optim.lr 0.001 -> 0.002"),
+    ("--optim.lr", 2e-3, "optim.lr 0.0015 -> 0.002"),
     ("--optim.warmup-steps", 2, "optim.warmup-steps 1 -> 2"),
     ("--optim.schedule", "constant", "optim.schedule cosine -> constant"),
     ("--optim.betas", "0.9 0.95", "optim.betas (0.9, 0.99) -> (0.9, 0.95)"),
@@ -259,7 +259,7 @@ def test_any_other_difference_is_refused_and_named(
 def test_all_differences_are_named_and_free_ones_are_not(run: Path, train: Train) -> None:
     refused = train(run, "--seed", 7, "--optim.lr", 0.5, "--model.n-embd", 32, "--eval-every", 3)
     assert refused.code == 2
-    for words in ("seed 1337 -> 7", "optim.lr 0.001 -> 0.5", "model.n-embd 16 -> 32"):
+    for words in ("seed 1337 -> 7", "optim.lr 0.0015 -> 0.5", "model.n-embd 16 -> 32"):
         assert words in refused.err
     assert "eval-every" not in refused.err
 
