@@ -59,7 +59,9 @@ def torchrun(run: Path, processes: int, arguments: list[str]) -> int:
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
-    if code != 0:
-        return FAILURE
+        stopped = word.exists()
     last = [""] + [record["name"] for record in records.read(run) if record["kind"] == "event"]
-    return {"interrupted": INTERRUPTED, "preempted": SAVED}.get(last[-1], DONE)
+    saved = {"interrupted": INTERRUPTED, "preempted": SAVED}.get(last[-1])
+    if saved and (code == 0 or stopped):  # saved is saved, whatever happened to a rank on its way out
+        return saved
+    return DONE if code == 0 else FAILURE

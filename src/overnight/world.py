@@ -71,7 +71,9 @@ def connect(device: str) -> Iterator[World]:
         "nccl" if chosen.type == "cuda" else "gloo", device_id=chosen if chosen.type == "cuda" else None
     )
     try:
-        yield World(chosen, rank, size)
+        here = World(chosen, rank, size)
+        yield here
+        here.barrier()  # nobody hangs up while another is still saving
     finally:
         dist.destroy_process_group()
 
