@@ -259,7 +259,7 @@ def die(batch: object) -> None:
 
 def test_a_worker_that_dies_ends_it_with_a_remedy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = corpus(tmp_path / "corpus", some_documents(20))
-    monkeypatch.setattr(preparing, "encode_batch", die)
+    monkeypatch.setattr("overnight.data.encode.encode_batch", die)
     with pytest.raises(Failure, match=r"a worker process died .*: try fewer --workers\."):
         prepare(source, tmp_path / "data", "char", 1, 10**8)
     assert [path.name for path in tmp_path.iterdir()] == ["corpus"]

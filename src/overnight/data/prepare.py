@@ -3,16 +3,11 @@
 import contextlib
 import hashlib
 import json
-import multiprocessing
 import os
 import shutil
 import signal
-import threading
 import time
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -20,9 +15,10 @@ from typing import Any
 import numpy as np
 
 from overnight.data import documents, tokens
+from overnight.data.encode import Batch, in_order
 from overnight.data.manifest import MANIFEST, TOKENIZER, Data, Manifest
 from overnight.data.shards import ShardWriter, Tokens, open_shard
-from overnight.errors import Failure, UserError, near
+from overnight.errors import UserError, near
 from overnight.files import clear_disk_errors, parent_problem, sync, to_json, write_synced
 from overnight.terminal import Status, duration, size
 
@@ -33,8 +29,6 @@ BPE_SAMPLE = 64 << 20  # characters that a `bpe:N` tokenizer learns from at most
 
 BY_HASH = f"documents whose SHA-256 is 0 modulo {VAL_ONE_IN}"
 BY_TAIL = "the last tenth of the tokens"
-
-Encoded = list[tuple[bool, bool, np.ndarray]]  # (first piece of a document?, validation?, token ids)
 
 
 def default_tokenizer(source: str) -> str:
@@ -202,7 +196,7 @@ def build(
     counts = {"documents": 0, "bytes": 0}
     started = time.monotonic()
 
-    def batches() -> Iterator[list[tuple[bool, bool, str]]]:
+    def batches() -> Iterator[Batch]:
         """Pieces in lots of about BATCH characters, each with its split."""
         batch, held, validation = [], 0, False
         for piece in source:
@@ -327,63 +321,3 @@ def split_tail(folder: Path, everything: ShardWriter, shard_tokens: int) -> list
     for path in paths:
         path.unlink()
     return shards
-
-
-_tokenizer: tokens.Tokenizer  # of a worker process
-
-
-def begin_worker(described: dict[str, Any]) -> None:
-    global _tokenizer
-    threading.Thread(target=end_with_parent, daemon=True).start()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which ends its workers
-    _tokenizer = tokens.from_json(described, TOKENIZER)
-
-
-@contextlib.contextmanager
-def signals_for_the_parent() -> Iterator[None]:
-    """Processes that start in here never hear Ctrl-C: not even before they can say that they ignore it."""
-    if not hasattr(signal, "pthread_sigmask"):  # Windows
-        yield
-        return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-def end_with_parent() -> None:
-    """A parent that is killed cannot end its workers; they end themselves."""
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
-
-
-def encode_batch(batch: list[tuple[bool, bool, str]]) -> Encoded:
-    return [(first, validation, _tokenizer.encode(text)) for first, validation, text in batch]
-
-
-def in_order(
-    batches: Iterator[list[tuple[bool, bool, str]]], tokenizer: tokens.Tokenizer, workers: int
-) -> Iterator[Encoded]:
-    """Encode batches in `workers` processes; results come in the order of the batches, a few in flight."""
-    # Spawned, not forked: forking a process that has threads can hang, and Windows and macOS cannot.
-    context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(
-        workers, mp_context=context, initializer=begin_worker, initargs=(tokenizer.to_json(),)
-    )
-    waiting: deque = deque()
-    with signals_for_the_parent():
-        pool.submit(int)  # the first task starts the workers
-    try:
-        for batch in batches:
-            waiting.append(pool.submit(encode_batch, batch))
-            if len(waiting) > workers + 2:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
-    except BrokenProcessPool:
-        raise Failure("a worker process died (out of memory, perhaps): try fewer --workers.") from None
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)

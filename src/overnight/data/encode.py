@@ -1,0 +1,78 @@
+"""Pieces of text -> token ids in worker processes, in the order in which they came."""
+
+import contextlib
+import multiprocessing
+import os
+import signal
+import threading
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from typing import Any
+
+import numpy as np
+
+from overnight.data import tokens
+from overnight.data.manifest import TOKENIZER
+from overnight.errors import Failure
+
+Batch = list[tuple[bool, bool, str]]  # (first piece of a document?, validation?, text)
+Encoded = list[tuple[bool, bool, np.ndarray]]  # the same with token ids in place of text
+
+_tokenizer: tokens.Tokenizer  # of a worker process
+
+
+def begin_worker(described: dict[str, Any]) -> None:
+    global _tokenizer
+    threading.Thread(target=end_with_parent, daemon=True).start()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which ends its workers
+    _tokenizer = tokens.from_json(described, TOKENIZER)
+
+
+@contextlib.contextmanager
+def signals_for_the_parent() -> Iterator[None]:
+    """Processes that start in here never hear Ctrl-C: not even before they can say that they ignore it."""
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def end_with_parent() -> None:
+    """A parent that is killed cannot end its workers; they end themselves."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
+
+
+def encode_batch(batch: Batch) -> Encoded:
+    return [(first, validation, _tokenizer.encode(text)) for first, validation, text in batch]
+
+
+def in_order(batches: Iterator[Batch], tokenizer: tokens.Tokenizer, workers: int) -> Iterator[Encoded]:
+    """Encode batches in `workers` processes; results come in the order of the batches, a few in flight."""
+    # Spawned, not forked: forking a process that has threads can hang, and Windows and macOS cannot.
+    context = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(
+        workers, mp_context=context, initializer=begin_worker, initargs=(tokenizer.to_json(),)
+    )
+    waiting: deque = deque()
+    with signals_for_the_parent():
+        pool.submit(int)  # the first task starts the workers
+    try:
+        for batch in batches:
+            waiting.append(pool.submit(encode_batch, batch))
+            if len(waiting) > workers + 2:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    except BrokenProcessPool:
+        raise Failure("a worker process died (out of memory, perhaps): try fewer --workers.") from None
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
