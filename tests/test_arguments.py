@@ -6,11 +6,14 @@ from typing import Any
 
 import pytest
 
-from overnight import options
 from overnight.arguments import flatten, option_names, parse
 from overnight.config import Config, fields_of
 from overnight.errors import UserError
 from overnight.presets import PRESETS
+from overnight.verbs.doctor import Doctor
+from overnight.verbs.eval import Eval
+from overnight.verbs.prepare import Prepare
+from overnight.verbs.sample import Sample
 
 
 def understood(*arguments: str) -> Config:
@@ -92,13 +95,13 @@ def test_a_bad_value_is_refused_with_its_option(arguments: str, word: str) -> No
     assert message.endswith("overnight train shakespeare-cpu --help lists the options.")
 
 
-@pytest.mark.parametrize(("kind", "verb"), [(options.Eval, "eval"), (options.Sample, "sample")])
+@pytest.mark.parametrize(("kind", "verb"), [(Eval, "eval"), (Sample, "sample")])
 def test_a_missing_model_is_refused_with_what_it_may_be(kind: Any, verb: str) -> None:
     with pytest.raises(UserError, match=rf"overnight {verb}: .*runs/NAME"):
         parse(kind, f"overnight {verb}", [])
 
 
-KINDS = [Config, options.Prepare, options.Eval, options.Sample, options.Doctor]
+KINDS = [Config, Prepare, Eval, Sample, Doctor]
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)

@@ -15,8 +15,12 @@ from overnight import cli as command
 from overnight.arguments import option_names
 from overnight.config import Config
 from overnight.errors import UserError
-from overnight.options import Doctor, Eval, Prepare, Sample
 from overnight.presets import PRESETS
+from overnight.verbs.doctor import Doctor
+from overnight.verbs.eval import Eval
+from overnight.verbs.prepare import Prepare
+from overnight.verbs.sample import Sample
+from overnight.verbs.train import find_preset
 
 Cli = Callable[..., Any]
 Tree = Callable[[Path], dict[str, bytes]]
@@ -249,12 +253,12 @@ def test_the_version_is_the_packages(cli: Cli) -> None:
     ],
 )
 def test_the_preset_is_found_among_options(arguments: str, preset: str, rest: str) -> None:
-    assert command.find_preset(arguments.split(), PRESETS) == (preset, rest.split())
+    assert find_preset(arguments.split(), PRESETS) == (preset, rest.split())
 
 
 def test_a_runs_name_is_not_taken_for_the_preset() -> None:
     with pytest.raises(UserError, match="which preset"):
-        command.find_preset(["--run", "shakespeare", "--steps", "3"], PRESETS)
+        find_preset(["--run", "shakespeare", "--steps", "3"], PRESETS)
 
 
 def python(code: str, folder: Path) -> subprocess.CompletedProcess[str]:
@@ -339,7 +343,7 @@ def test_eval_shows_the_same_numbers_in_a_table(run: Path, cli: Cli, data_folder
         numbers = json.loads(cli(*arguments, "--json").out)["val"]
         table = cli(*arguments)
         assert table.code == 0
-        assert table.out.startswith(f"x@2 at step 2 on {data_folder}\n")
+        assert table.out.startswith(f"runs/x at step 2 on {data_folder}\n")
         assert f" {numbers['loss']:.4f} " in table.out
         assert f" {numbers['bits_per_byte']:.4f} " in table.out
         assert f"{numbers['tokens']:,} tokens" in table.out

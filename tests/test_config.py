@@ -13,10 +13,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import overnight
-from overnight import options
 from overnight.config import RAMP_START, Config, ModelConfig, fields_of, from_dict
 from overnight.errors import UserError
 from overnight.presets import PRESETS
+from overnight.verbs.doctor import Doctor
+from overnight.verbs.eval import Eval
+from overnight.verbs.prepare import Prepare
+from overnight.verbs.sample import Sample
 
 SOURCES = Path(overnight.__file__).parent
 NAN, INF = math.nan, math.inf
@@ -288,7 +291,7 @@ def test_every_field_of_the_config_is_read() -> None:
     assert (leaves_of_config | {"colour"}) - read == {"colour"}
 
 
-VERBS = [options.Prepare, options.Eval, options.Sample, options.Doctor]
+VERBS = [Prepare, Eval, Sample, Doctor]
 
 
 @pytest.mark.parametrize("verb", VERBS, ids=lambda verb: verb.__name__)

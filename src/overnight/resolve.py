@@ -30,9 +30,12 @@ class Loaded:
 
     model: GPT
     tokenizer: Tokenizer
-    config: Config
-    run: Path
-    step: int
+    origin: str
+    """For people: 'runs/quickstart at step 2,500', or the name of other people's weights."""
+    config: Config | None = None
+    """Of the run; None for other people's weights, as for the next two."""
+    run: Path | None = None
+    step: int | None = None
 
 
 def run_path(name: str) -> Path:
@@ -85,7 +88,7 @@ def checkpoint_of(name: str) -> Path:
 
 def precision(wanted: str, loaded: Loaded, device: torch.device) -> str:
     """What to compute in: as the run did, where the device is of the same kind, unless told otherwise."""
-    if wanted == "auto" and loaded.config.device == device.type:
+    if wanted == "auto" and loaded.config is not None and loaded.config.device == device.type:
         return loaded.config.precision
     return choose_precision(wanted, device)
 
@@ -99,4 +102,4 @@ def load(name: str, device: torch.device) -> Loaded:
     model = GPT(config.model, tokenizer.vocab_size)
     checkpoint.load_weights(folder, model)
     step = int(folder.name.removeprefix("step_"))
-    return Loaded(model.to(device).eval(), tokenizer, config, run, step)
+    return Loaded(model.to(device).eval(), tokenizer, f"{run} at step {step:,}", config, run, step)

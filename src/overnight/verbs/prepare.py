@@ -1,0 +1,51 @@
+"""`overnight prepare SOURCE`."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from tyro.conf import Positional
+
+from overnight.arguments import parse
+from overnight.config import at_least
+from overnight.errors import DONE, refuse
+
+
+@dataclass(frozen=True)
+class Prepare:
+    """Documents -> tokens -> shards: a data folder that is whole or not there."""
+
+    source: Positional[str]
+    """stdlib, shakespeare or text:PATH."""
+    out: str = ""
+    """Folder to make (default: data/ and the source's name)."""
+    tokenizer: str = ""
+    """gpt2, char, bpe:N or a tokenizer.json (default: what suits the source)."""
+    workers: int = 0
+    """Processes that tokenise (default: one a CPU). The result does not depend on it."""
+    shard_tokens: int = 100_000_000
+    """Tokens of a shard."""
+
+    def __post_init__(self) -> None:
+        refuse(at_least(self, "", 0, "workers"))
+
+
+def run(arguments: list[str]) -> int:
+    from overnight.data import prepare as preparing
+    from overnight.machine import cpu_count
+    from overnight.terminal import size
+
+    wanted = parse(Prepare, "overnight prepare", arguments)
+    out = Path(wanted.out or f"data/{Path(wanted.source.partition(':')[2] or wanted.source).resolve().stem}")
+    tokenizer = wanted.tokenizer or preparing.default_tokenizer(wanted.source)
+    existed = out.exists()
+    data = preparing.prepare(
+        wanted.source, out, tokenizer, wanted.workers or cpu_count(), wanted.shard_tokens
+    )
+    made = data.manifest
+    print(
+        f"{out}{' was ready already' if existed else ''}: {made.documents:,} documents, "
+        f"{size(made.bytes)} of text, {made.tokens['train']:,} tokens to train on and "
+        f"{made.tokens['val']:,} to validate ({made.tokenizer['kind']} tokenizer, "
+        f"{made.tokenizer['vocab_size']:,} ids)."
+    )
+    return DONE

@@ -1,0 +1,75 @@
+"""`overnight sample MODEL`."""
+
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from tyro.conf import Positional
+
+from overnight.arguments import parse
+from overnight.config import at_least, not_finite, seed_problems
+from overnight.errors import DONE, refuse
+from overnight.verbs import Device, Precision
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Text from a prompt, streamed as it comes."""
+
+    model: Positional[str]
+    """runs/NAME or any path of a run, with @STEP for another than its newest checkpoint."""
+    prompt: str = ""
+    """Text to go on from (default: a new document)."""
+    samples: int = 1
+    """How many texts."""
+    length: int = 200
+    """New tokens each, at most; <|endoftext|> ends a text."""
+    temperature: float = 1.0
+    """Below 1 safer, above 1 wilder; 0: always the likeliest token."""
+    top_k: int = 0
+    """Draw from the k likeliest tokens only; 0: from all."""
+    top_p: float = 1.0
+    """Draw from the likeliest tokens that together have this probability only; 1: from all."""
+    seed: int = 1337
+    """The same seed gives the same texts."""
+    device: Device = "auto"
+    """Where to compute."""
+    precision: Precision = "auto"
+    """Of matrix products."""
+
+    def __post_init__(self) -> None:
+        refuse(self.problems())
+
+    def problems(self) -> Iterator[str]:
+        yield from not_finite(self)
+        yield from at_least(self, "", 1, "samples", "length")
+        yield from at_least(self, "", 0, "temperature", "top_k", "seed")
+        yield from seed_problems(self.seed)
+        if not 0 < self.top_p <= 1:
+            yield f"top-p is {self.top_p}: give more than 0, at most 1."
+
+
+def run(arguments: list[str]) -> int:
+    wanted = parse(Sample, "overnight sample", arguments)
+
+    from overnight import resolve, world
+    from overnight.generate import Sampling, stream
+
+    with world.connect(wanted.device) as here:
+        loaded = resolve.load(wanted.model, here.device)
+        autocast = world.use_precision(resolve.precision(wanted.precision, loaded, here.device), here.device)
+        sampling = Sampling(wanted.temperature, wanted.top_k, wanted.top_p)
+        with autocast():
+            written = stream(
+                loaded.model,
+                loaded.tokenizer,
+                wanted.prompt,
+                wanted.samples,
+                wanted.length,
+                sampling,
+                wanted.seed,
+            )
+            for text in written:
+                sys.stdout.write(text)
+                sys.stdout.flush()
+    return DONE

@@ -1,0 +1,53 @@
+"""`overnight train PRESET`."""
+
+from collections.abc import Collection
+
+from overnight.arguments import flags, parse
+from overnight.config import Config
+from overnight.errors import DONE, UserError, near
+from overnight.presets import PRESETS
+
+
+def run(arguments: list[str]) -> int:
+    preset, rest = find_preset(arguments, PRESETS)
+    if preset is None:
+        described = {name: (function.__doc__ or "").split("\n")[0] for name, function in PRESETS.items()}
+        print("usage: overnight train PRESET [--option value ...]\n")
+        print("\n".join(f"  {name:22} {line}" for name, line in described.items()))
+        print("\novernight train PRESET --help lists the options with the preset's values.")
+        return DONE
+    wanted = parse(Config, f"overnight train {preset}", rest, default=PRESETS[preset]())
+
+    from overnight import launch, start, world
+    from overnight.train import train as train_run
+
+    if launch.is_rank():
+        with world.connect(wanted.device) as here:
+            return launch.leave_quietly(train_run(start.decide(wanted, preset, here), here))
+    if wanted.processes == 1:
+        with world.connect(wanted.device) as here:
+            return train_run(start.decide(wanted, preset, here), here)
+    imagined = world.imagine(wanted.device, wanted.processes)
+    decided = start.decide(wanted, preset, imagined)
+    if decided.complete:
+        return train_run(decided, imagined)
+    return launch.torchrun(decided.run, wanted.processes, ["train", *arguments])
+
+
+def find_preset(arguments: list[str], presets: Collection[str]) -> tuple[str | None, list[str]]:
+    """The preset's name and the other arguments; None if only help is asked for."""
+    alone = flags(Config)  # the options that no value follows
+    words = [
+        i
+        for i, (before, word) in enumerate(zip(["", *arguments], arguments, strict=False))
+        if not word.startswith("-") and (not before.startswith("-") or before in alone or "=" in before)
+    ]
+    named = [i for i in words if arguments[i] in presets] or words
+    if named and arguments[named[0]] in presets:
+        return arguments[named[0]], arguments[: named[0]] + arguments[named[0] + 1 :]
+    if {"-h", "--help"} & set(arguments):
+        return None, []
+    if not words or words[0] > 0:
+        raise UserError(f"which preset? overnight train PRESET --option ..., one of {', '.join(presets)}.")
+    hint = near(arguments[0], presets)
+    raise UserError(f"unknown preset '{arguments[0]}'.{hint} The presets are {', '.join(presets)}.")
