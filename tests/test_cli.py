@@ -18,6 +18,7 @@ from overnight.errors import UserError
 from overnight.presets import PRESETS
 from overnight.verbs.doctor import Doctor
 from overnight.verbs.eval import Eval
+from overnight.verbs.plan import Plan
 from overnight.verbs.prepare import Prepare
 from overnight.verbs.sample import Sample
 from overnight.verbs.train import find_preset
@@ -70,7 +71,7 @@ PREPARE = "prepare text:text.txt --tokenizer char --out new"
 WRONG = {
     "": "VERB",
     "traim shakespeare": "Did you mean train?",
-    "frobnicate": "The verbs are prepare, train, eval, sample, doctor.",
+    "frobnicate": "The verbs are prepare, train, eval, sample, plan, doctor.",
     "--verbose": "--verbose",
     "train": "which preset?",
     "train --steps 3": "which preset?",
@@ -210,6 +211,7 @@ KINDS = {
     "train shakespeare-cpu": Config,
     "eval": Eval,
     "sample": Sample,
+    "plan quickstart": Plan,
     "doctor": Doctor,
 }
 
@@ -253,12 +255,12 @@ def test_the_version_is_the_packages(cli: Cli) -> None:
     ],
 )
 def test_the_preset_is_found_among_options(arguments: str, preset: str, rest: str) -> None:
-    assert find_preset(arguments.split(), PRESETS) == (preset, rest.split())
+    assert find_preset(arguments.split(), PRESETS, Config) == (preset, rest.split())
 
 
 def test_a_runs_name_is_not_taken_for_the_preset() -> None:
     with pytest.raises(UserError, match="which preset"):
-        find_preset(["--run", "shakespeare", "--steps", "3"], PRESETS)
+        find_preset(["--run", "shakespeare", "--steps", "3"], PRESETS, Config)
 
 
 def python(code: str, folder: Path) -> subprocess.CompletedProcess[str]:

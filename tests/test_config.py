@@ -18,6 +18,7 @@ from overnight.errors import UserError
 from overnight.presets import PRESETS
 from overnight.verbs.doctor import Doctor
 from overnight.verbs.eval import Eval
+from overnight.verbs.plan import Plan
 from overnight.verbs.prepare import Prepare
 from overnight.verbs.sample import Sample
 
@@ -291,10 +292,12 @@ def test_every_field_of_the_config_is_read() -> None:
     assert (leaves_of_config | {"colour"}) - read == {"colour"}
 
 
-VERBS = [Prepare, Eval, Sample, Doctor]
+VERBS = [Prepare, Eval, Sample, Plan, Doctor]
 
 
 @pytest.mark.parametrize("verb", VERBS, ids=lambda verb: verb.__name__)
 def test_every_option_of_a_verb_is_read(verb: Any) -> None:
-    read = fields_read(ast.parse((SOURCES / "cli.py").read_text(encoding="utf-8")), {"wanted"})
-    assert {field.name for field in dataclasses.fields(verb)} - read == set()
+    source = SOURCES / "verbs" / f"{verb.__name__.lower()}.py"
+    read = fields_read(ast.parse(source.read_text(encoding="utf-8")), {"wanted", "config"})
+    inherited = {field.name for field in dataclasses.fields(Config)} if issubclass(verb, Config) else set()
+    assert {field.name for field in dataclasses.fields(verb)} - inherited - read == set()

@@ -13,6 +13,7 @@ VERBS = {
     "train": ("PRESET", "a run in runs/NAME/; the same command again goes on where it was"),
     "eval": ("MODEL", "validation loss and bits per byte"),
     "sample": ("MODEL", "text from a prompt"),
+    "plan": ("PRESET", "parameters, FLOPs, memory, time and cost, before anything is spent"),
     "doctor": ("", "what this machine can do, and what would go wrong"),
 }
 

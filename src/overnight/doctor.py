@@ -117,19 +117,18 @@ def compile_finding(device: torch.device) -> Finding:
 
 def memory_finding(device: torch.device) -> Finding:
     gpt2 = ModelConfig(vocab_size=50_304)
-    available = plan.device_memory(device, 1)
-    half = world.choose_precision("auto", device) in ("bf16", "fp16")
-    rows = plan.largest_micro_batch(gpt2, 64, half, available)
-    fits = plan.memory_bytes(gpt2, 1, half) < available * plan.MEMORY_SHARE
+    available = world.device_memory(device, 1)
+    precision = world.choose_precision("auto", device)
+    rows = plan.largest_micro_batch(gpt2, 64, precision, device.type, available)
     main = memory()
     return (
         "memory",
-        "ok" if fits else "note",
+        "ok" if rows else "note",
         (f"{size(main)} of main memory; " if main else "")
         + (f"{size(available)} on the GPU; " if device.type == "cuda" else "")
         + (
             f"GPT-2 124M fits with --micro-batch {rows}"
-            if fits
+            if rows
             else "GPT-2 124M does not fit, small presets do"
         ),
     )

@@ -18,6 +18,9 @@ def cpu_name() -> str:
         return platform.processor() or platform.machine()
 
 
+UNTOLD = 8 * 2**30  # bytes of memory to count on where the system does not tell
+
+
 def memory() -> int | None:
     """Bytes of main memory; None where the system does not tell (Windows)."""
     if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:

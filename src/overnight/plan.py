@@ -1,72 +1,109 @@
-"""What a model costs: parameters, FLOPs, memory, and the peaks of known hardware."""
+"""What a model costs: parameters, FLOPs, memory, time, disk. Arithmetic only; nothing is allocated."""
 
-import re
+from collections.abc import Iterable
 
-import torch
+from overnight.config import Config, ModelConfig
 
-from overnight.config import ModelConfig
-from overnight.machine import memory
+CONVENTION = "6 N + 12 L C T: N without position embedding, attention in full"
 
-# Dense bf16 peaks in FLOP/s from the vendors' data sheets (no sparsity); fp16's are the same.
-# Keys are patterns of whole names: a Ti, a laptop's chip or a PCIe card has another peak.
-BF16_PEAKS = {
-    r"\bA100\b": 312e12,
-    r"\bH100\b(?!.*(PCIe|NVL))": 989e12,
-    r"\bH200\b(?!.*NVL)": 989e12,
-    r"\bL40S\b": 362e12,
-    r"RTX 4090$": 165e12,
-    r"RTX 3090$": 71e12,
-}
-FP16_PEAKS = BF16_PEAKS | {r"\bV100\b": 125e12, r"\bT4$": 65e12}
-UNTOLD = 8 * 2**30  # bytes of memory to count on where the system does not tell
-MEMORY_SHARE = 0.6  # of a device's memory that `--micro-batch auto` plans with
+# Of a device's memory, what `--micro-batch auto` counts on. On a CPU the rest is for everybody else.
+SHARE = {"cuda": 0.9, "mps": 0.6, "cpu": 0.6}
+
+# Python, torch and its libraries before there is a model: measured on a CPU (0.29 GB); on a GPU what the
+# driver, the kernels and their workspaces take, a guess.
+PROCESS = {"cuda": 1 << 30, "mps": 1 << 30, "cpu": 300 << 20}
+
+# malloc keeps part of what is freed between steps: up to 35% of the activations were measured.
+HOLES = {"cuda": 0.05, "mps": 0.05, "cpu": 0.3}
+
+
+def parameters_by_part(model: ModelConfig) -> dict[str, int]:
+    """Numbers in each part of the model; the head is the token embedding."""
+    C, L, bias = model.n_embd, model.n_layer, int(model.bias)
+    assert isinstance(model.vocab_size, int)
+    return {
+        "token embedding": model.vocab_size * C,
+        "position embedding": model.block_size * C,
+        "attention": L * (4 * C * C + bias * 4 * C),  # q, k, v and the projection
+        "MLP": L * (8 * C * C + bias * 5 * C),
+        "norms": (2 * L + 1) * (1 + bias) * C,
+    }
 
 
 def parameters(model: ModelConfig) -> int:
     """Numbers in the model, the tied head counted once."""
-    C, L = model.n_embd, model.n_layer
-    assert isinstance(model.vocab_size, int)
-    biases = (3 * C + C + 4 * C + C + 2 * C) * L + C if model.bias else 0  # projections; norms, ln_f
-    return (model.vocab_size + model.block_size) * C + (12 * C * C + 2 * C) * L + C + biases
+    return sum(parameters_by_part(model).values())
 
 
-def flops_per_token(model: ModelConfig) -> float:
+def flops_per_token(model: ModelConfig, causal: bool = False) -> float:
     """Forward and backward: 6 N + 12 L C T, with N all parameters but the position embedding, and attention
-    counted in full, not causally (nanoGPT's convention; PaLM's appendix B)."""
+    counted in full (nanoGPT's convention; PaLM's appendix B) or, `causal`, only where it looks."""
     n = parameters(model) - model.block_size * model.n_embd
-    return 6 * n + 12 * model.n_layer * model.n_embd * model.block_size
+    pairs = model.block_size / 2 if causal else model.block_size  # positions that one attends to
+    return 6 * n + 12 * model.n_layer * model.n_embd * pairs
 
 
-def peak_flops(device: torch.device, precision: str) -> float | None:
-    """The device's peak for `precision` in FLOP/s; None where it is not known."""
-    if device.type != "cuda":
-        return None
-    peaks = {"bf16": BF16_PEAKS, "fp16": FP16_PEAKS}.get(precision, {})
-    name = torch.cuda.get_device_name(device)
-    return next((peak for known, peak in peaks.items() if re.search(known, name)), None)
+def run_tokens(config: Config) -> int:
+    """Tokens that a run trains on."""
+    if not config.optim.ramp_tokens:
+        return config.steps * config.batch_tokens
+    return sum(config.sequences(step) for step in range(config.steps)) * config.model.block_size
 
 
-def memory_bytes(model: ModelConfig, micro_batch: int, half: bool) -> int:
-    """A coarse bound on what a training step needs: weights, gradients, two moments; activations; logits."""
-    C, L = model.n_embd, model.n_layer
-    assert isinstance(model.vocab_size, int)
+def memory(model: ModelConfig, micro_batch: int, precision: str, device: str) -> dict[str, int]:
+    """Bytes that training needs at its peak, by part, for `micro_batch` windows at a time.
+
+    precision: of matrix products; bf16 and fp16 are autocast's, with fp32 weights. device: cpu, cuda, mps.
+    """
+    C, L, V, T = model.n_embd, model.n_layer, model.vocab_size, model.block_size
+    assert isinstance(V, int)
+    n, tokens = parameters(model), micro_batch * T
+    half = precision in ("bf16", "fp16")
     width = 2 if half else 4
-    kept = 20 if model.dropout == 0 else 24  # numbers of size C kept a token and layer for the backward pass
-    logits = model.vocab_size * (12 + (width if half else 0))
-    scores = 3 * width * L * model.n_head * model.block_size if model.attention == "manual" else 0
-    per_token = L * C * kept * width + logits + scores
-    return 16 * parameters(model) + micro_batch * model.block_size * per_token
+    # Kept for the backward pass, in numbers of size C a token and layer: the residual stream twice, in fp32;
+    # normalised inputs (2), q, k, v (3), attention's output (1), the MLP's hidden layer before and after
+    # GELU (8). Then what one layer's backward pass holds while it works.
+    kept = L * C * (2 * 4 + 14 * width) + 10 * C * width
+    if model.dropout:
+        kept += L * 2 * C * (4 if device == "cpu" else 1)  # the masks
+    if model.attention == "manual" or (model.dropout and device == "cpu"):  # no fused kernel: the scores stay
+        kept += (3 if model.dropout else 1) * width * L * model.n_head * T
+    # Log-probabilities, their gradient and the logits' gradient in fp32; with autocast the logits as well.
+    logits = V * (12 + (2 if half else 0))
+    return {
+        "process": PROCESS[device],
+        "weights": n * (6 if half else 4),  # autocast keeps a copy
+        "gradients": 4 * n,
+        "optimizer": 8 * n,
+        "activations": int(tokens * kept * (1 + HOLES[device])),
+        "logits": tokens * logits,
+    }
 
 
-def device_memory(device: torch.device, ranks_here: int) -> int:
-    """Bytes that one rank can count on."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_properties(device).total_memory
-    return (memory() or UNTOLD) // ranks_here
+def memory_bytes(model: ModelConfig, micro_batch: int, precision: str, device: str) -> int:
+    """The sum of `memory`."""
+    return sum(memory(model, micro_batch, precision, device).values())
 
 
-def largest_micro_batch(model: ModelConfig, rows: int, half: bool, available: int) -> int:
-    """The largest divisor of `rows` (a rank's windows of a step) that fits in memory; 1 at least."""
-    budget = available * MEMORY_SHARE
-    fits = [n for n in range(1, rows + 1) if rows % n == 0 and memory_bytes(model, n, half) <= budget]
-    return max(fits, default=1)
+def largest_micro_batch(
+    model: ModelConfig, rows: int, precision: str, device: str, available: float
+) -> int | None:
+    """The largest divisor of `rows` (a rank's windows of a step) that fits in `available` bytes; None where
+    not even one window does."""
+    budget = available * SHARE[device]
+    fits = [n for n in divisors(rows) if memory_bytes(model, n, precision, device) <= budget]
+    return max(fits, default=None)
+
+
+def divisors(n: int) -> Iterable[int]:
+    return (d for d in range(1, n + 1) if n % d == 0)
+
+
+def checkpoint_bytes(model: ModelConfig) -> int:
+    """A checkpoint on disk: weights and two moments in fp32."""
+    return 12 * parameters(model)
+
+
+def run_bytes(config: Config) -> int:
+    """The checkpoints of a run at their most: the newest, the best, and one being written."""
+    return (config.keep + 2) * checkpoint_bytes(config.model)

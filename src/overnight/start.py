@@ -23,7 +23,7 @@ from overnight.data.manifest import Data
 from overnight.errors import UserError, refuse
 from overnight.files import parent_problem, to_json, write_synced
 from overnight.machine import cpu_count, cpu_name
-from overnight.world import World, choose_compile, choose_precision
+from overnight.world import World, choose_compile, choose_precision, device_memory
 
 # What may differ when a run goes on; of steps, only more.
 FREE = {"steps", "eval_every", "val_tokens", "save_every", "sample_every", "keep", "device", "processes"}
@@ -165,9 +165,8 @@ def resolve_autos(
         tokens = configs.RAMP_START if config.optim.ramp_tokens else config.batch_tokens
         kept = old.micro_batch if old and old.device == device.type else None
         if not (isinstance(kept, int) and tokens % (unit * kept) == 0):
-            half = precision in ("bf16", "fp16")
-            memory = plan.device_memory(device, world.size)
-            kept = plan.largest_micro_batch(config.model, max(1, tokens // unit), half, memory)
+            room, rows = device_memory(device, world.size), max(1, tokens // unit)
+            kept = plan.largest_micro_batch(config.model, rows, precision, device.type, room) or 1
         config = replace(config, micro_batch=kept)
     return config
 

@@ -21,7 +21,7 @@ from overnight.records import Records
 from overnight.start import Start, begin
 from overnight.stop import Stop
 from overnight.terminal import Silent, Status, duration, visible
-from overnight.world import World, be_deterministic, use_precision
+from overnight.world import World, be_deterministic, peak_flops, use_precision
 
 Autocast = Callable[[], AbstractContextManager]
 
@@ -144,7 +144,7 @@ class Session:
             stack.callback(self.records.close)
         self.last_val: dict[str, float] = {}
         self.began = time.monotonic()
-        peak = plan.peak_flops(world.device, config.precision)
+        peak = peak_flops(world.device, config.precision)
         self.peak = peak * world.size if peak else None
         self.announce(start)
 

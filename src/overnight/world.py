@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from overnight import hardware, machine
 from overnight.errors import UserError
 from overnight.machine import cpu_count
 
@@ -134,6 +135,20 @@ def use_precision(precision: str, device: torch.device) -> Callable[[], contextl
     if dtype is None:
         return contextlib.nullcontext
     return lambda: torch.autocast(device.type, dtype)
+
+
+def peak_flops(device: torch.device, precision: str) -> float | None:
+    """The device's peak for `precision` in FLOP/s; None where it is not known."""
+    if device.type != "cuda":
+        return None
+    return hardware.peak(torch.cuda.get_device_name(device), precision)
+
+
+def device_memory(device: torch.device, ranks_here: int) -> int:
+    """Bytes that one rank can count on."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    return (machine.memory() or machine.UNTOLD) // ranks_here
 
 
 def choose_compile(name: str, device: torch.device) -> bool:

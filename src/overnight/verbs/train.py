@@ -9,12 +9,9 @@ from overnight.presets import PRESETS
 
 
 def run(arguments: list[str]) -> int:
-    preset, rest = find_preset(arguments, PRESETS)
+    preset, rest = find_preset(arguments, PRESETS, Config)
     if preset is None:
-        described = {name: (function.__doc__ or "").split("\n")[0] for name, function in PRESETS.items()}
-        print("usage: overnight train PRESET [--option value ...]\n")
-        print("\n".join(f"  {name:22} {line}" for name, line in described.items()))
-        print("\novernight train PRESET --help lists the options with the preset's values.")
+        list_presets("train")
         return DONE
     wanted = parse(Config, f"overnight train {preset}", rest, default=PRESETS[preset]())
 
@@ -34,9 +31,20 @@ def run(arguments: list[str]) -> int:
     return launch.torchrun(decided.run, wanted.processes, ["train", *arguments])
 
 
-def find_preset(arguments: list[str], presets: Collection[str]) -> tuple[str | None, list[str]]:
-    """The preset's name and the other arguments; None if only help is asked for."""
-    alone = flags(Config)  # the options that no value follows
+def list_presets(verb: str) -> None:
+    """The help of a verb that no preset was given to."""
+    described = {name: (function.__doc__ or "").split("\n")[0] for name, function in PRESETS.items()}
+    print(f"usage: overnight {verb} PRESET [--option value ...]\n")
+    print("\n".join(f"  {name:22} {line}" for name, line in described.items()))
+    print(f"\novernight {verb} PRESET --help lists the options with the preset's values.")
+
+
+def find_preset(
+    arguments: list[str], presets: Collection[str], kind: type[Config], verb: str = "train"
+) -> tuple[str | None, list[str]]:
+    """The preset's name and the other arguments, which are options of `kind`; None if only help is asked
+    for."""
+    alone = flags(kind)  # the options that no value follows
     words = [
         i
         for i, (before, word) in enumerate(zip(["", *arguments], arguments, strict=False))
@@ -48,6 +56,6 @@ def find_preset(arguments: list[str], presets: Collection[str]) -> tuple[str | N
     if {"-h", "--help"} & set(arguments):
         return None, []
     if not words or words[0] > 0:
-        raise UserError(f"which preset? overnight train PRESET --option ..., one of {', '.join(presets)}.")
+        raise UserError(f"which preset? overnight {verb} PRESET --option ..., one of {', '.join(presets)}.")
     hint = near(arguments[0], presets)
     raise UserError(f"unknown preset '{arguments[0]}'.{hint} The presets are {', '.join(presets)}.")
