@@ -12,6 +12,7 @@ from overnight.errors import UserError
 from overnight.presets import PRESETS
 from overnight.verbs.doctor import Doctor
 from overnight.verbs.eval import Eval
+from overnight.verbs.export import Export
 from overnight.verbs.plan import Plan
 from overnight.verbs.prepare import Prepare
 from overnight.verbs.sample import Sample
@@ -102,7 +103,7 @@ def test_a_missing_model_is_refused_with_what_it_may_be(kind: Any, verb: str) ->
         parse(kind, f"overnight {verb}", [])
 
 
-KINDS = [Config, Prepare, Eval, Sample, Plan, Doctor]
+KINDS = [Config, Prepare, Eval, Sample, Export, Plan, Doctor]
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)

@@ -18,6 +18,7 @@ from overnight.errors import UserError
 from overnight.presets import PRESETS
 from overnight.verbs.doctor import Doctor
 from overnight.verbs.eval import Eval
+from overnight.verbs.export import Export
 from overnight.verbs.plan import Plan
 from overnight.verbs.prepare import Prepare
 from overnight.verbs.sample import Sample
@@ -71,7 +72,7 @@ PREPARE = "prepare text:text.txt --tokenizer char --out new"
 WRONG = {
     "": "VERB",
     "traim shakespeare": "Did you mean train?",
-    "frobnicate": "The verbs are prepare, train, eval, sample, plan, doctor.",
+    "frobnicate": f"The verbs are {', '.join(command.VERBS)}.",
     "--verbose": "--verbose",
     "train": "which preset?",
     "train --steps 3": "which preset?",
@@ -117,7 +118,7 @@ WRONG = {
     f"{GO} --run .": "is no run",
     f"{GO} --run broken": "runs/broken/config.json is damaged",
     f"{GO} --init-from nowhere": "there is no run runs/nowhere",
-    f"{GO} --init-from hf:gpt2": "this version cannot read hf:",
+    f"{GO} --init-from hf:gpt2": "hf:gpt2 is not in the cache",
     f"{GO} --init-from x --model.n-embd 32": "16",
     f"{GO} --init-from x --data foreign": "tokenizer",
     "eval": "runs/NAME",
@@ -126,9 +127,9 @@ WRONG = {
     "eval runs/broken": "runs/broken/config.json is damaged",
     "eval runs/fresh": "has no complete checkpoint yet: train it first.",
     "eval runs/x@999": "runs/x has no checkpoint of step 999. It has: 1, 2, 3, 4.",
-    "eval llmc:text.txt --data data": "this version cannot read llmc:",
-    "eval nanogpt:text.txt --data data": "this version cannot read nanogpt:",
-    "eval hf:empty --data data": "this version cannot read hf:",
+    "eval llmc:text.txt --data data": "no model of llm.c",
+    "eval nanogpt:text.txt --data data": "text.txt is damaged or no checkpoint of torch",
+    "eval hf:empty --data data": "empty/config.json",
     "eval x --data nowhere": "no prepared data in nowhere",
     "eval x --data foreign": "foreign was made with another tokenizer",
     "eval x --data data --context 17": "--context 17 is longer than the model's 16",
@@ -211,6 +212,7 @@ KINDS = {
     "train shakespeare-cpu": Config,
     "eval": Eval,
     "sample": Sample,
+    "export": Export,
     "plan quickstart": Plan,
     "doctor": Doctor,
 }

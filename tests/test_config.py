@@ -18,6 +18,7 @@ from overnight.errors import UserError
 from overnight.presets import PRESETS
 from overnight.verbs.doctor import Doctor
 from overnight.verbs.eval import Eval
+from overnight.verbs.export import Export
 from overnight.verbs.plan import Plan
 from overnight.verbs.prepare import Prepare
 from overnight.verbs.sample import Sample
@@ -292,7 +293,7 @@ def test_every_field_of_the_config_is_read() -> None:
     assert (leaves_of_config | {"colour"}) - read == {"colour"}
 
 
-VERBS = [Prepare, Eval, Sample, Plan, Doctor]
+VERBS = [Prepare, Eval, Sample, Export, Plan, Doctor]
 
 
 @pytest.mark.parametrize("verb", VERBS, ids=lambda verb: verb.__name__)

@@ -102,10 +102,21 @@ def test_where_there_are_no_runs_the_way_to_make_one_is_told(
     assert refusal("x") == "there is no run runs/x. `overnight train PRESET` makes one."
 
 
-@pytest.mark.parametrize("name", ["hf:gpt2", "hf:some/path", "llmc:model.bin", "nanogpt:ckpt.pt"])
-def test_other_peoples_weights_are_refused_clearly(name: str) -> None:
-    prefix = name.split(":")[0]
-    assert refusal(name) == f"{name}: this version cannot read {prefix}: models yet; name a run (runs/NAME)."
+OTHERS = {
+    "hf:gpt2": "hf:gpt2 is not in the cache, and the hub cannot be reached",
+    "hf:some/path": "hf:some/path is not in the cache",
+    "hf:./nowhere/deep": "no folder of that name, and no repository",
+    "llmc:model.bin": "cannot read model.bin: No such file",
+    "nanogpt:ckpt.pt": "there is no file ckpt.pt",
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_other_peoples_weights_that_are_not_there_are_refused_clearly(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert OTHERS[name] in refusal(name)
 
 
 def break_weights(checkpoint: Path) -> None:
@@ -155,7 +166,7 @@ def test_a_config_of_another_model_is_refused_with_the_tensor(run: Path) -> None
     described = json.loads((run / "config.json").read_text())
     described["model"]["block_size"] = 8
     (run / "config.json").write_text(json.dumps(described))
-    assert "wpe.weight is (16, 16), not (8, 16)" in refusal("x")
+    assert "wpe.weight has shape [16, 16], not [8, 16]" in refusal("x")
 
 
 def test_a_config_says_its_preset_and_what_was_auto(run: Path) -> None:

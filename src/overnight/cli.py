@@ -13,6 +13,7 @@ VERBS = {
     "train": ("PRESET", "a run in runs/NAME/; the same command again goes on where it was"),
     "eval": ("MODEL", "validation loss and bits per byte"),
     "sample": ("MODEL", "text from a prompt"),
+    "export": ("MODEL", "weights for other people's programs"),
     "plan": ("PRESET", "parameters, FLOPs, memory, time and cost, before anything is spent"),
     "doctor": ("", "what this machine can do, and what would go wrong"),
 }
@@ -68,6 +69,6 @@ def usage() -> str:
     lines += [
         "",
         "overnight VERB --help lists a verb's options. MODEL is runs/NAME or any path of a run: its newest",
+        "checkpoint, or with @STEP another one; hf:gpt2 or hf:PATH, llmc:FILE, nanogpt:FILE: other people's.",
     ]
-    lines += ["checkpoint, or with @STEP another one."]
     return "\n".join(lines)

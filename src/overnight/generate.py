@@ -53,16 +53,20 @@ def compute_dtype(device: torch.device) -> torch.dtype:
 
 
 @torch.no_grad()
-def generate(model: GPT, prompt: Tensor, length: int, sampling: Sampling, seed: int) -> Iterator[Tensor]:
+def generate(
+    model: GPT, prompt: Tensor, length: int, sampling: Sampling, seed: int, n_ids: int | None = None
+) -> Iterator[Tensor]:
     """Yields the next token of each row, (B,) int64, up to `length` times.
 
     prompt: (B, T) int64, T >= 1; of a prompt longer than block_size its end counts. Ids are always below
-    model.n_tokens. When the positions run out, the second half of the context is read again from position
-    0 and generation goes on: GPT-2's positions are absolute, so no cache survives a shift.
+    model.n_tokens, and below n_ids if that is given. When the positions run out, the second half of the
+    context is read again from position 0 and generation goes on: GPT-2's positions are absolute, so no cache
+    survives a shift.
     """
     block_size = model.config.block_size
     generator = torch.Generator(prompt.device).manual_seed(seed)
     device, rows = prompt.device, prompt.size(0)
+    n_ids = min(model.n_tokens, n_ids or model.n_tokens)
     was_training = model.training
     model.eval()
     try:
@@ -75,7 +79,7 @@ def generate(model: GPT, prompt: Tensor, length: int, sampling: Sampling, seed: 
                         window = fresh = window[:, -max(1, block_size // 2) :]
                     cache = KVCache(model.config, rows, room, device, compute_dtype(device))
                 logits = model.logits(model.hidden(fresh, cache)[:, -1]).float()  # (B, V)
-                fresh = draw(logits[:, : model.n_tokens], sampling, generator)[:, None]  # (B, 1)
+                fresh = draw(logits[:, :n_ids], sampling, generator)[:, None]  # (B, 1)
                 window = torch.cat([window, fresh], dim=1)[:, -block_size:]
                 yield fresh[:, 0]
     finally:
@@ -99,7 +103,7 @@ def continuations(
 
     def rows() -> Iterator[list[int | None]]:
         ended = [False] * count
-        for drawn in generate(model, ids, length, sampling, seed):
+        for drawn in generate(model, ids, length, sampling, seed, tokenizer.vocab_size):
             row = drawn.tolist()
             ended = [was or token == tokenizer.eot for was, token in zip(ended, row, strict=True)]
             if all(ended):

@@ -2,6 +2,9 @@
 
 runs/NAME, NAME or any path of a run    its newest complete checkpoint
 the same with @STEP                     the checkpoint of that step
+hf:gpt2, hf:USER/REPOSITORY, hf:PATH    GPT-2 as transformers keeps it, on the hub or in a folder
+llmc:FILE                               a model file of llm.c
+nanogpt:FILE                            a ckpt.pt of nanoGPT
 """
 
 import os
@@ -14,14 +17,17 @@ import torch
 from overnight import checkpoint, config
 from overnight.config import Config
 from overnight.data import tokens
+from overnight.data.manifest import Data
 from overnight.data.tokens import Tokenizer
 from overnight.errors import UserError, near
 from overnight.files import read_json
 from overnight.models.gpt2 import GPT
+from overnight.weights import hf, llmc, nanogpt
+from overnight.weights.tensors import Weights, check
 from overnight.world import choose_precision
 
 CONFIG, ENVIRONMENT, TOKENIZER = "config.json", "environment.json", "tokenizer.json"
-OTHERS = ("hf:", "llmc:", "nanogpt:")  # reserved for other people's weights
+OTHERS = ("hf:", "llmc:", "nanogpt:")  # other people's weights
 
 
 @dataclass(frozen=True)
@@ -29,7 +35,13 @@ class Loaded:
     """A model ready to use, and where it comes from."""
 
     model: GPT
-    tokenizer: Tokenizer
+    """In evaluation mode."""
+    tokenizer: Tokenizer | None
+    """None for other people's weights that come without one."""
+    weights: Weights
+    """On the CPU."""
+    name: str
+    """The MODEL, pinned: a run to its step, a repository to its commit."""
     origin: str
     """For people: 'runs/quickstart at step 2,500', or the name of other people's weights."""
     config: Config | None = None
@@ -56,9 +68,6 @@ def checkpoint_of(name: str) -> Path:
 
     Raises UserError with the remedy.
     """
-    if name.startswith(OTHERS):
-        prefix = name.split(":")[0]
-        raise UserError(f"{name}: this version cannot read {prefix}: models yet; name a run (runs/NAME).")
     base, _, at = name.rpartition("@")
     if not base or "/" in at or os.sep in at:  # an @ of a folder's name
         base, at = name, ""
@@ -93,13 +102,70 @@ def precision(wanted: str, loaded: Loaded, device: torch.device) -> str:
     return choose_precision(wanted, device)
 
 
-def load(name: str, device: torch.device) -> Loaded:
-    """MODEL -> a model in evaluation mode on `device`, with its tokenizer."""
-    folder = checkpoint_of(name)
+def of_others(name: str) -> tuple[Weights, str]:
+    """The weights that hf:, llmc: or nanogpt: name, and that name pinned to the commit of a repository."""
+    prefix, _, rest = name.partition(":")
+    if prefix == "llmc":
+        return llmc.read(Path(rest)), name
+    if prefix == "nanogpt":
+        return nanogpt.read(Path(rest)), name
+    folder, pinned = hf.find(rest)
+    return hf.read(folder), f"hf:{pinned}"
+
+
+def of_checkpoint(folder: Path) -> tuple[Weights, Config]:
+    """The weights in a run's checkpoint, and the run's config."""
     run = folder.parent.parent
     config, _ = read_config(run)
     tokenizer = tokens.load(run / TOKENIZER)
-    model = GPT(config.model, tokenizer.vocab_size)
-    checkpoint.load_weights(folder, model)
-    step = int(folder.name.removeprefix("step_"))
-    return Loaded(model.to(device).eval(), tokenizer, f"{run} at step {step:,}", config, run, step)
+    tensors = checkpoint.read_tensors(folder / checkpoint.WEIGHTS)
+    check({name: tuple(tensor.shape) for name, tensor in tensors.items()}, config.model, folder)
+    return Weights(config.model, tensors, tokenizer, tokenizer.vocab_size), config
+
+
+def step_of(folder: Path) -> int:
+    """The step of a checkpoint's folder."""
+    return int(folder.name.removeprefix("step_"))
+
+
+def load(name: str, device: torch.device, tokenizer: str = "") -> Loaded:
+    """MODEL -> a model on `device`, with its tokenizer or, if it has none, that of the file `tokenizer`.
+
+    Raises UserError with the remedy for what is missing, damaged or no GPT-2.
+    """
+    if name.startswith(OTHERS):
+        found, pinned = of_others(name)
+        own = found.tokenizer or (tokens.load(Path(tokenizer)) if tokenizer else None)
+        return Loaded(found.model().to(device), own, found, pinned, name)
+    folder = checkpoint_of(name)
+    found, config = of_checkpoint(folder)
+    run, step = folder.parent.parent, step_of(folder)
+    pinned = name if name.endswith(f"@{step}") else f"{name}@{step}"
+    origin = f"{run} at step {step:,}"
+    return Loaded(found.model().to(device), found.tokenizer, found, pinned, origin, config, run, step)
+
+
+def tokenizer_name(name: str, tokenizer: Tokenizer) -> str:
+    """What to give as --tokenizer of `prepare` for the tokenizer of a MODEL."""
+    if tokenizer.kind == "gpt2":
+        return "gpt2"
+    if name.startswith("hf:"):
+        return str(Path(name.removeprefix("hf:")) / hf.TOKENIZER)
+    return str(checkpoint_of(name).parent.parent / TOKENIZER)
+
+
+def check_data(loaded: Loaded, data: Data) -> None:
+    """Raise UserError unless the model can read the data's ids: the tokenizers are the same or, for weights
+    without one, every id of the validation split has a row."""
+    if loaded.tokenizer is not None and loaded.tokenizer.sha256 != data.tokenizer.sha256:
+        raise UserError(
+            f"{data.folder} was made with another tokenizer than {loaded.origin}'s.",
+            f"Prepare it again with --tokenizer {tokenizer_name(loaded.name, loaded.tokenizer)}",
+        )
+    if loaded.tokenizer is None:
+        highest = max(int(shard.max()) for shard in data.split("val").shards)
+        if highest >= loaded.model.n_tokens:
+            raise UserError(
+                f"{data.folder} has the id {highest}, {loaded.origin} only {loaded.model.n_tokens} ids: "
+                "prepare the data with the tokenizer that the model was trained with."
+            )

@@ -18,11 +18,11 @@ from overnight import __version__, checkpoint, plan, records, resolve
 from overnight import config as configs
 from overnight.checkpoint import State
 from overnight.config import Config, fields_of
-from overnight.data import tokens
 from overnight.data.manifest import Data
 from overnight.errors import UserError, refuse
 from overnight.files import parent_problem, to_json, write_synced
 from overnight.machine import cpu_count, cpu_name
+from overnight.weights.tensors import Weights
 from overnight.world import World, choose_compile, choose_precision, device_memory
 
 # What may differ when a run goes on; of steps, only more.
@@ -44,6 +44,8 @@ class Start:
     data: Data
     state: State | None
     """The checkpoint to go on from."""
+    donor: Weights | None
+    """What --init-from names, where there is no checkpoint yet."""
     resuming: bool
     """Whether the run exists already, with or without a checkpoint."""
     changes: dict[str, Any]
@@ -73,28 +75,26 @@ def decide(wanted: Config, preset: str, world: World) -> Start:
         if not (run / resolve.CONFIG).is_file():
             raise UserError(f"{run} exists and is no run (it has no {resolve.CONFIG}): choose another --run.")
         old, _ = resolve.read_config(run)
-    donor = None
     if old and wanted.init_from and old.init_from.rpartition("@")[0] == wanted.init_from:
-        wanted = replace(wanted, init_from=old.init_from)
-    elif wanted.init_from and old is None:
-        found = resolve.checkpoint_of(wanted.init_from)
-        donor, _ = resolve.read_config(found.parent.parent)
-        if "@" not in wanted.init_from:  # what is its newest checkpoint now, whatever it becomes later
-            step = int(found.name.removeprefix("step_"))
-            wanted = replace(wanted, init_from=f"{wanted.init_from}@{step}")
+        wanted = replace(wanted, init_from=old.init_from)  # as it was pinned
+    state, damaged = checkpoint.newest_sound(run) if old else (None, [])
+    donor = None
+    if wanted.init_from and state is None:
+        loaded = resolve.load(wanted.init_from, torch.device("cpu"))
+        donor = loaded.weights
+        wanted = replace(wanted, init_from=loaded.name)  # pinned: what it is now, whatever it means later
     refuse(data_problems(wanted, data) + (donor_problems(wanted, donor, data) if donor else []))
-    config = resolve_autos(wanted, old, donor, data, world)
+    config = resolve_autos(wanted, old, data, world)
     auto = {name: dict(fields_of(config))[name] for name, value in fields_of(wanted) if value == "auto"}
     if old is None:
-        return Start(config, preset, auto, run, data, None, False, {}, [])
+        return Start(config, preset, auto, run, data, None, donor, False, {}, [])
     changes = compare(old, config, auto, run)
-    state, damaged = checkpoint.newest_sound(run)
     if state is not None and state.data != data.fingerprint:
         raise UserError(
             f"{run} was trained on other data than {data.folder} (fingerprints differ).",
             "Give its own --data, or choose another --run.",
         )
-    return Start(config, preset, auto, run, data, state, True, changes, damaged)
+    return Start(config, preset, auto, run, data, state, donor, True, changes, damaged)
 
 
 def data_problems(config: Config, data: Data) -> list[str]:
@@ -119,28 +119,38 @@ def data_problems(config: Config, data: Data) -> list[str]:
     return problems
 
 
-def donor_problems(config: Config, donor: Config, data: Data) -> list[str]:
-    """What keeps the weights of --init-from from being this model's."""
+def donor_problems(config: Config, donor: Weights, data: Data) -> list[str]:
+    """What keeps the weights of --init-from from being this model's. A shorter context is fine: the positions
+    beyond it are cropped."""
     problems = []
-    for name in ("n_layer", "n_head", "n_embd", "block_size", "vocab_size", "bias", "activation"):
-        ours, theirs = getattr(config.model, name), getattr(donor.model, name)
-        if ours not in (theirs, "auto"):
+    for name in ("n_layer", "n_head", "n_embd", "block_size", "bias", "activation"):
+        ours, theirs = getattr(config.model, name), getattr(donor.config, name)
+        if ours != theirs and not (name == "block_size" and ours < theirs):
             option = f"model.{name.replace('_', '-')}"
-            problems.append(
-                f"{config.init_from} has {option} {theirs}, not {ours}: give --{option} {theirs}."
+            remedy = (
+                f"--model.{'bias' if theirs else 'no-bias'}" if name == "bias" else f"--{option} {theirs}"
             )
-    tokenizer = resolve.checkpoint_of(config.init_from).parent.parent / resolve.TOKENIZER
-    if tokens.load(tokenizer).sha256 != data.tokenizer.sha256:
+            problems.append(f"{config.init_from} has {option} {theirs}, not {ours}: give {remedy}.")
+    if donor.tokenizer is None:  # such files may lack <|endoftext|>, the last id; a row of zeros is added
+        if not 0 <= data.tokenizer.vocab_size - donor.n_tokens <= 1:
+            problems.append(
+                f"{config.init_from} has {donor.n_tokens} ids, the data {data.tokenizer.vocab_size}: "
+                "prepare the data with the tokenizer that the model was trained with."
+            )
+    elif donor.tokenizer.sha256 != data.tokenizer.sha256:
+        named = (
+            "gpt2"
+            if donor.tokenizer.kind == "gpt2"
+            else f"{config.init_from.rpartition('@')[0]}/tokenizer.json"
+        )
         problems.append(
             f"{data.folder} was made with another tokenizer than {config.init_from}'s: "
-            f"prepare it with --tokenizer {tokenizer}."
+            f"prepare it with --tokenizer {named}."
         )
     return problems
 
 
-def resolve_autos(
-    wanted: Config, old: Config | None, donor: Config | None, data: Data, world: World
-) -> Config:
+def resolve_autos(wanted: Config, old: Config | None, data: Data, world: World) -> Config:
     """Every auto becomes what the run has already, or what suits the data and this machine."""
     device = world.device
     model = wanted.model
@@ -148,8 +158,7 @@ def resolve_autos(
         # Tensor cores want multiples of 64; CPUs gain nothing from rows that are never used.
         unit = 64 if device.type == "cuda" else 1
         rows = -(-data.tokenizer.vocab_size // unit) * unit
-        given = old or donor
-        model = replace(model, vocab_size=given.model.vocab_size if given else rows)
+        model = replace(model, vocab_size=old.model.vocab_size if old else rows)
     kept_precision = old.precision if old and wanted.precision == "auto" else wanted.precision
     precision = choose_precision(kept_precision, device)
     config = replace(

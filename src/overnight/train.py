@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager, ExitStack, nullcontext
 import torch
 from torch import Tensor, nn
 
-from overnight import __version__, checkpoint, errors, plan, resolve
+from overnight import __version__, checkpoint, errors, plan
 from overnight.checkpoint import State
 from overnight.data.batches import Batches, key
 from overnight.data.loader import Loader
@@ -323,11 +323,12 @@ class Session:
 
 def initial_model(start: Start) -> GPT:
     """The weights to begin with: a checkpoint's, those of --init-from, or random ones."""
-    model = GPT(start.config.model, start.data.tokenizer.vocab_size)
+    config, n_tokens = start.config.model, start.data.tokenizer.vocab_size
+    model = GPT(config, n_tokens)
     if start.state is not None:
         checkpoint.load_weights(checkpoint.folder(start.run, start.state.step), model)
-    elif start.config.init_from:
-        checkpoint.load_weights(resolve.checkpoint_of(start.config.init_from), model)
+    elif start.donor is not None:
+        model.load_state_dict(start.donor.fit(config, n_tokens))
     else:
         model.init_weights(start.config.seed)
     return model

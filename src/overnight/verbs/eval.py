@@ -19,7 +19,7 @@ class Eval:
     """Validation loss (nats per token) and bits per byte over the whole validation split."""
 
     model: Positional[str]
-    """runs/NAME or any path of a run, with @STEP for another than its newest checkpoint."""
+    """runs/NAME (also NAME@STEP), hf:gpt2, hf:PATH, llmc:FILE or nanogpt:FILE."""
     data: str = ""
     """Prepared data to evaluate on (default: what the run was trained on)."""
     tasks: Literal["val"] = "val"
@@ -60,12 +60,7 @@ def run(arguments: list[str]) -> int:
         if not folder:
             raise UserError(f"{wanted.model} comes without data: give --data DIR.")
         data = Data(Path(folder))
-        if data.tokenizer.sha256 != loaded.tokenizer.sha256:
-            tokenizer = loaded.run / resolve.TOKENIZER if loaded.run else "gpt2"
-            raise UserError(
-                f"{data.folder} was made with another tokenizer than {wanted.model}'s.",
-                f"Prepare it again with --tokenizer {tokenizer}",
-            )
+        resolve.check_data(loaded, data)
         status = Status()
 
         def progress(done: int, total: int) -> None:

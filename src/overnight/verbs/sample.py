@@ -8,7 +8,7 @@ from tyro.conf import Positional
 
 from overnight.arguments import parse
 from overnight.config import at_least, not_finite, seed_problems
-from overnight.errors import DONE, refuse
+from overnight.errors import DONE, UserError, refuse
 from overnight.verbs import Device, Precision
 
 
@@ -17,7 +17,7 @@ class Sample:
     """Text from a prompt, streamed as it comes."""
 
     model: Positional[str]
-    """runs/NAME or any path of a run, with @STEP for another than its newest checkpoint."""
+    """runs/NAME (also NAME@STEP), hf:gpt2, hf:PATH, llmc:FILE or nanogpt:FILE."""
     prompt: str = ""
     """Text to go on from (default: a new document)."""
     samples: int = 1
@@ -32,6 +32,8 @@ class Sample:
     """Draw from the likeliest tokens that together have this probability only; 1: from all."""
     seed: int = 1337
     """The same seed gives the same texts."""
+    tokenizer: str = ""
+    """A tokenizer.json, for weights that come without one."""
     device: Device = "auto"
     """Where to compute."""
     precision: Precision = "auto"
@@ -56,7 +58,9 @@ def run(arguments: list[str]) -> int:
     from overnight.generate import Sampling, stream
 
     with world.connect(wanted.device) as here:
-        loaded = resolve.load(wanted.model, here.device)
+        loaded = resolve.load(wanted.model, here.device, wanted.tokenizer)
+        if loaded.tokenizer is None:
+            raise UserError(f"{wanted.model} comes without its tokenizer: give --tokenizer FILE.")
         autocast = world.use_precision(resolve.precision(wanted.precision, loaded, here.device), here.device)
         sampling = Sampling(wanted.temperature, wanted.top_k, wanted.top_p)
         with autocast():

@@ -1,0 +1,78 @@
+"""`overnight export MODEL --to hf|llmc --out PATH`."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from tyro.conf import Positional
+
+from overnight.arguments import parse
+from overnight.errors import DONE, UserError
+
+if TYPE_CHECKING:
+    from overnight.resolve import Loaded
+
+
+@dataclass(frozen=True)
+class Export:
+    """Weights for other people's programs, in a new folder."""
+
+    model: Positional[str]
+    """runs/NAME (also NAME@STEP), hf:gpt2, hf:PATH, llmc:FILE or nanogpt:FILE."""
+    to: Literal["hf", "llmc"]
+    """hf: a folder for transformers; llmc: the files that llm.c's programs open."""
+    out: str
+    """The folder to make."""
+    tokenizer: str = ""
+    """A tokenizer.json, for weights that come without one."""
+
+
+def run(arguments: list[str]) -> int:
+    wanted = parse(Export, "overnight export", arguments)
+
+    import torch
+
+    from overnight import resolve
+    from overnight.files import clear_disk_errors
+    from overnight.weights import export
+
+    out = Path(wanted.out)
+    loaded = resolve.load(wanted.model, torch.device("cpu"), wanted.tokenizer)
+    if loaded.tokenizer is None:
+        raise UserError(f"{wanted.model} comes without its tokenizer: give --tokenizer FILE.")
+    with clear_disk_errors(f"exporting to {out}"):
+        if wanted.to == "llmc":
+            export.to_llmc(loaded.weights, loaded.tokenizer, out)
+            print(f"{out}: {export.LLMC_MODEL} (fp32), {export.LLMC_BF16} and {export.LLMC_TOKENIZER}.")
+            return DONE
+        card = export.model_card(loaded.origin, loaded.weights, facts(loaded))
+        difference = export.to_hf(loaded.weights, loaded.tokenizer, out, card)
+    checked = (
+        "not checked: transformers is not installed"
+        if difference is None
+        else f"transformers gives the same logits (largest difference {difference:.1g}) and greedy text"
+    )
+    print(f"{out}: for AutoModelForCausalLM and AutoTokenizer; {checked}.")
+    return DONE
+
+
+def facts(loaded: "Loaded") -> dict[str, str]:
+    """What a run measured up to the checkpoint, for the model card."""
+    from overnight import records
+
+    if loaded.run is None or loaded.config is None or loaded.step is None:
+        return {}
+    newest: dict[str, dict] = {}
+    for record in records.read(loaded.run):
+        if record["step"] <= loaded.step:
+            newest[record["kind"]] = record
+    config, found = loaded.config, {"steps": f"{loaded.step:,}"}
+    if "train" in newest:
+        found["tokens trained on"] = f"{newest['train']['tokens']:,}"
+    found |= {"data": Path(config.data).name, "tokens a step": f"{config.batch_tokens:,}"}
+    if val := newest.get("val"):
+        found["validation loss"] = f"{val['loss']:.4f} nats per token at step {val['step']:,}"
+        found["bits per byte"] = f"{val['bits_per_byte']:.4f}"
+    if hellaswag := newest.get("hellaswag"):
+        found["HellaSwag"] = f"acc_norm {hellaswag['acc_norm']:.4f}, {hellaswag['style']} style"
+    return found

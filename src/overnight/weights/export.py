@@ -1,0 +1,190 @@
+"""A model in a folder for other people's programs: `transformers` and what builds on it, or llm.c."""
+
+import contextlib
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+
+from overnight import __version__
+from overnight.data.tokens import ENDOFTEXT, BytePairTokenizer, CharTokenizer, Tokenizer, byte_order
+from overnight.errors import Failure, UserError
+from overnight.files import parent_problem, sync, to_json
+from overnight.generate import Sampling, generate
+from overnight.models.gpt2 import GPT
+from overnight.weights import hf, llmc
+from overnight.weights.tensors import Weights, with_biases
+
+TOLERANCE = 1e-4  # largest difference of a logit
+LLMC_MODEL, LLMC_BF16, LLMC_TOKENIZER = "gpt2_124M.bin", "gpt2_124M_bf16.bin", "gpt2_tokenizer.bin"
+
+
+@contextlib.contextmanager
+def new_folder(out: Path) -> Iterator[Path]:
+    """A hidden folder to write into that becomes `out` at the end; on any error nothing is left."""
+    if problem := parent_problem(out):
+        raise UserError(problem)
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"{out} exists: choose another --out, or remove it.")
+    aside = out.parent / f".{out.name}.partial"
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir(parents=True)
+    try:
+        yield aside
+        for path in aside.iterdir():
+            sync(path)
+        if out.is_dir():
+            out.rmdir()
+        os.rename(aside, out)
+    except BaseException:
+        shutil.rmtree(aside, ignore_errors=True)
+        raise
+
+
+def to_llmc(weights: Weights, tokenizer: Tokenizer, out: Path) -> None:
+    """The files that llm.c's programs open, under the names that they open: the model in fp32 and in bf16,
+    and the tokenizer."""
+    with new_folder(out) as folder:
+        llmc.write(weights, folder / LLMC_MODEL, torch.float32)
+        llmc.write(weights, folder / LLMC_BF16, torch.bfloat16)
+        llmc.write_tokenizer(tokenizer, folder / LLMC_TOKENIZER)
+
+
+def to_hf(weights: Weights, tokenizer: Tokenizer, out: Path, card: str) -> float | None:
+    """A folder for `AutoModelForCausalLM` and `AutoTokenizer`. Returns the largest difference between their
+    logits and ours, None where transformers is not installed; raises Failure, leaving nothing, if it is
+    more than rounding or the greedy texts differ."""
+    used = min(weights.n_tokens, tokenizer.vocab_size)
+    with new_folder(out) as folder:
+        tensors = {
+            f"transformer.{name}": tensor.t().contiguous() if hf.TRANSPOSED.search(name) else tensor
+            for name, tensor in with_biases(weights.tensors, weights.config).items()
+        }
+        tensors["transformer.wte.weight"] = tensors["transformer.wte.weight"][:used].clone()
+        save_file(tensors, folder / hf.SINGLE, metadata={"format": "pt"})
+        write_json(folder / hf.CONFIG, config_of(weights, used, tokenizer.eot))
+        write_json(
+            folder / "generation_config.json", {"bos_token_id": tokenizer.eot, "eos_token_id": tokenizer.eot}
+        )
+        their_tokenizer(tokenizer).save(str(folder / "tokenizer.json"))
+        write_json(
+            folder / "tokenizer_config.json",
+            {
+                "tokenizer_class": "PreTrainedTokenizerFast",
+                "model_max_length": weights.config.block_size,
+                "clean_up_tokenization_spaces": False,
+                **dict.fromkeys(("bos_token", "eos_token", "unk_token"), ENDOFTEXT),
+            },
+        )
+        write_json(folder / hf.TOKENIZER, tokenizer.to_json())
+        (folder / "README.md").write_text(card, encoding="utf-8")
+        return compare(folder, weights.model(), used)
+
+
+def write_json(path: Path, value: Any) -> None:
+    path.write_text(to_json(value), encoding="utf-8")
+
+
+def config_of(weights: Weights, vocab_size: int, eot: int) -> dict[str, Any]:
+    """transformers' GPT2Config."""
+    config = weights.config
+    return {
+        "architectures": ["GPT2LMHeadModel"],
+        **hf.FIXED,
+        "n_layer": config.n_layer,
+        "n_head": config.n_head,
+        "n_embd": config.n_embd,
+        "n_positions": config.block_size,
+        "n_ctx": config.block_size,
+        "n_inner": None,
+        "vocab_size": vocab_size,
+        "activation_function": {"gelu_tanh": "gelu_new", "gelu": "gelu"}[config.activation],
+        "embd_pdrop": config.dropout,
+        "attn_pdrop": config.dropout,
+        "resid_pdrop": config.dropout,
+        "initializer_range": 0.02,
+        "bos_token_id": eot,
+        "eos_token_id": eot,
+        "use_cache": True,
+        "dtype": "float32",
+    }
+
+
+def their_tokenizer(tokenizer: Tokenizer) -> Any:
+    """The same tokenizer as a `tokenizers.Tokenizer`: equal ids for equal text."""
+    from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers
+    from tokenizers import Tokenizer as Theirs
+
+    if isinstance(tokenizer, BytePairTokenizer):
+        # They write bytes as characters that can be seen: GPT-2's stand-ins.
+        seen = {byte: chr(byte if i < 188 else 256 + i - 188) for i, byte in enumerate(byte_order())}
+        pieces = ["".join(seen[byte] for byte in piece) for piece in tokenizer.id_bytes()[:-1]]
+        vocabulary = {piece: i for i, piece in enumerate(pieces)}
+        merges = [(pieces[left], pieces[right]) for left, right in tokenizer.merges.tolist()]
+        theirs = Theirs(models.BPE(vocab=vocabulary | {ENDOFTEXT: tokenizer.eot}, merges=merges))
+        theirs.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
+        theirs.decoder = decoders.ByteLevel()
+    else:
+        assert isinstance(tokenizer, CharTokenizer)
+        vocabulary = {character: i for i, character in enumerate(tokenizer.characters)}
+        theirs = Theirs(models.WordLevel(vocabulary | {ENDOFTEXT: tokenizer.eot}, unk_token=ENDOFTEXT))
+        theirs.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
+        theirs.decoder = decoders.Fuse()
+    theirs.add_special_tokens([AddedToken(ENDOFTEXT, special=True, normalized=False)])
+    return theirs
+
+
+@torch.no_grad()
+def compare(folder: Path, ours: GPT, n_tokens: int) -> float | None:
+    """Load an exported folder with transformers: the largest difference of a logit."""
+    try:
+        from transformers import GPT2LMHeadModel
+    except ImportError:
+        return None
+    theirs = GPT2LMHeadModel.from_pretrained(folder).eval()
+    length = min(32, ours.config.block_size)
+    ids = torch.randint(n_tokens, (1, length), generator=torch.Generator().manual_seed(1))
+    difference = (ours.logits(ours.hidden(ids))[..., :n_tokens] - theirs(ids).logits).abs().max().item()
+    if not difference <= TOLERANCE:
+        raise Failure(f"transformers' logits differ from ours by {difference:.2g}: the export is wrong.")
+    prompt = ids[:, : max(1, length // 2)]
+    text = torch.stack(list(generate(ours, prompt, length - prompt.size(1), Sampling(0.0), 0, n_tokens)), 1)
+    again = theirs(torch.cat([prompt, text], 1)).logits[:, prompt.size(1) - 1 : -1].argmax(-1)
+    if not torch.equal(again, text):
+        raise Failure("transformers goes on with another greedy text than ours: the export is wrong.")
+    return difference
+
+
+def model_card(origin: str, weights: Weights, facts: dict[str, str]) -> str:
+    """README.md: what the model is, what it measured, how to load it. `facts`: what is known of its run."""
+    config = weights.config
+    lines = [
+        "---",
+        "library_name: transformers",
+        "pipeline_tag: text-generation",
+        "---",
+        "",
+        f"# {origin}",
+        "",
+        f"A GPT-2 of {config.n_layer} layers, {config.n_head} heads, width {config.n_embd} and context "
+        f"{config.block_size}, exported by Overnight {__version__}.",
+        "",
+        *([f"| {name} | {value} |" for name, value in facts.items()]),
+        "",
+        "```python",
+        "from transformers import AutoModelForCausalLM, AutoTokenizer",
+        "",
+        "tokenizer = AutoTokenizer.from_pretrained(FOLDER)",
+        "model = AutoModelForCausalLM.from_pretrained(FOLDER)",
+        "```",
+        "",
+        f"Texts were separated by `{ENDOFTEXT}` in training: begin a new text with it.",
+        "",
+    ]
+    if facts:
+        lines[9:9] = ["| | |", "| --- | --- |"]
+    return "\n".join(lines)

@@ -1,0 +1,68 @@
+"""nanoGPT's ckpt.pt: a pickled dictionary, read with `weights_only`, which builds tensors and plain data and
+runs nothing.
+
+nanoGPT computes the exact GELU and may have no biases; a compiled model's names begin with `_orig_mod.`. Of
+a vocabulary padded to 50,304 it uses every row in its loss, so all rows are in use here too.
+"""
+
+import pickle
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from overnight.config import ModelConfig
+from overnight.data import tokens
+from overnight.errors import UserError
+from overnight.weights.tensors import Weights, check
+
+SIZES = ("n_layer", "n_head", "n_embd", "block_size", "vocab_size")
+GPT2_ROWS = (50_257, 50_304)
+MASK = re.compile(r"\.attn\.bias$")  # a buffer, of (1, 1, T, T), where torch had no fused attention
+
+
+def read(path: Path) -> Weights:
+    """The weights of a checkpoint. Raises UserError for what is none, naming the field or tensor."""
+    if not path.is_file():
+        raise UserError(f"there is no file {path}.")
+    try:
+        saved = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        what = re.search(r"GLOBAL ([\w.]+)", str(error))
+        named = f" (it asks for {what[1]})" if what else ""
+        raise UserError(f"{path} holds more than tensors and plain data{named}: it is not loaded.") from None
+    except Exception:  # bytes that are no checkpoint fail in many ways
+        raise UserError(f"{path} is damaged or no checkpoint of torch.") from None
+    config = model_config(saved, path)
+    tensors: dict[str, Tensor] = {}
+    for name, tensor in saved["model"].items():
+        if not isinstance(name, str) or not isinstance(tensor, Tensor) or not tensor.is_floating_point():
+            raise UserError(f"{path}: {name!r} in its model is no tensor of floating point.")
+        ours = name.removeprefix("_orig_mod.").removeprefix("transformer.")
+        if not MASK.search(ours):
+            tensors[ours] = tensor.float().contiguous()
+    head = tensors.pop("lm_head.weight", None)
+    check({name: tuple(tensor.shape) for name, tensor in tensors.items()}, config, path)
+    if head is not None and not torch.equal(head, tensors["wte.weight"]):
+        raise UserError(f"{path}: lm_head.weight is not transformer.wte.weight: it is no nanoGPT.")
+    assert isinstance(config.vocab_size, int)
+    gpt2 = tokens.gpt2() if config.vocab_size in GPT2_ROWS else None
+    return Weights(config, tensors, gpt2, config.vocab_size)
+
+
+def model_config(saved: Any, path: Path) -> ModelConfig:
+    """model_args as ours."""
+    parts = saved if isinstance(saved, dict) else {}
+    if not isinstance(parts.get("model"), dict) or not isinstance(parts.get("model_args"), dict):
+        raise UserError(f"{path} is no checkpoint of nanoGPT: it has no model and model_args.")
+    args = parts["model_args"]
+    for name in SIZES:
+        if type(args.get(name)) is not int or not 1 <= args[name] < 2**24:
+            raise UserError(f"{path}: model_args has {name} {args.get(name)!r}, not a size.")
+    if args["n_embd"] % args["n_head"]:
+        raise UserError(f"{path}: n_head {args['n_head']} does not divide n_embd {args['n_embd']}.")
+    if type(args.get("bias", True)) is not bool:
+        raise UserError(f"{path}: model_args has bias {args['bias']!r}, not True or False.")
+    return ModelConfig(**{name: args[name] for name in SIZES}, bias=args.get("bias", True), activation="gelu")

@@ -1,0 +1,155 @@
+"""Exports: what transformers loads is our model, and the folder comes back as it went."""
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from overnight import resolve
+from overnight.config import ModelConfig
+from overnight.data import tokens
+from overnight.data.tokens import Tokenizer
+from overnight.errors import Failure, UserError
+from overnight.generate import Sampling, generate
+from overnight.models.gpt2 import GPT
+from overnight.weights import export
+from overnight.weights.tensors import Weights
+
+Cli = Callable[..., Any]
+CPU = torch.device("cpu")
+TEXT = "The night: 1,000 steps\n\n\tdef f(x):  return x**2   # 'tis don't we'll \u00e9\u4e2d\U0001f600"
+TOKENIZERS: dict[str, Callable[[], Tokenizer]] = {
+    "gpt2": tokens.gpt2,
+    "bpe": lambda: tokens.train_bpe(iter([TEXT * 3]), 300),
+    "char": lambda: tokens.train_char([TEXT]),
+}
+MODELS = {
+    "gpt2": ModelConfig(2, 2, 16, 24),
+    "nanogpt": ModelConfig(2, 2, 16, 24, bias=False, activation="gelu"),
+}
+
+
+def make(tokenizer: Tokenizer, model: str, padding: int = 0) -> Weights:
+    config = replace(MODELS[model], vocab_size=tokenizer.vocab_size + padding)
+    made = GPT(config, tokenizer.vocab_size).init_weights(seed=1)
+    draw = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in made.parameters():
+            parameter.add_(0.2 * torch.randn(parameter.shape, generator=draw))
+    return Weights(config, dict(made.state_dict()), tokenizer, tokenizer.vocab_size)
+
+
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("kind", TOKENIZERS)
+def test_transformers_loads_the_same_model_and_tokenizer(tmp_path: Path, kind: str, model: str) -> None:
+    tokenizer = TOKENIZERS[kind]()
+    weights = make(tokenizer, model, padding=7)
+    difference = export.to_hf(weights, tokenizer, tmp_path / "out", "card")
+    assert difference is not None
+    theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "out").eval()
+    their_tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
+    ids = tokenizer.encode(TEXT).tolist()
+    assert their_tokenizer.encode(TEXT) == ids
+    assert their_tokenizer.decode(ids) == TEXT
+    assert their_tokenizer.eos_token_id == tokenizer.eot
+    assert theirs.config.vocab_size == len(their_tokenizer) == tokenizer.vocab_size
+    ours, prompt = weights.model(), torch.tensor([ids[:10]])
+    with torch.no_grad():
+        mine = ours.logits(ours.hidden(prompt))[..., : tokenizer.vocab_size]
+        assert (mine - theirs(prompt).logits).abs().max() <= 1e-4
+    greedy = theirs.generate(prompt, max_new_tokens=12, min_new_tokens=12, do_sample=False, pad_token_id=0)
+    written = [int(token) for token in generate(ours, prompt, 12, Sampling(temperature=0.0), 0)]
+    until_end = written[: written.index(tokenizer.eot)] if tokenizer.eot in written else written
+    assert greedy[0, 10 : 10 + len(until_end)].tolist() == until_end
+
+
+@pytest.mark.parametrize("kind", TOKENIZERS)
+def test_an_exported_folder_comes_back(tmp_path: Path, kind: str) -> None:
+    tokenizer = TOKENIZERS[kind]()
+    weights = make(tokenizer, "gpt2", padding=5)
+    export.to_hf(weights, tokenizer, tmp_path / "out", "card")
+    loaded = resolve.load(f"hf:{tmp_path / 'out'}", CPU)
+    assert loaded.tokenizer is not None
+    assert loaded.tokenizer.sha256 == tokenizer.sha256
+    for name, tensor in weights.tensors.items():
+        used = tensor[: tokenizer.vocab_size] if name == "wte.weight" else tensor
+        assert torch.equal(loaded.weights.tensors[name], used)
+
+
+def test_an_export_that_is_wrong_fails_and_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """transformers reads another epsilon from the config than ours computes with."""
+    usual = export.config_of
+    monkeypatch.setattr(export, "config_of", lambda *given: usual(*given) | {"layer_norm_epsilon": 0.1})
+    tokenizer = TOKENIZERS["char"]()
+    with pytest.raises(Failure, match="logits differ from ours"):
+        export.to_hf(make(tokenizer, "gpt2"), tokenizer, tmp_path / "out", "card")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_existing_folder_is_not_touched(tmp_path: Path) -> None:
+    tokenizer = TOKENIZERS["char"]()
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "mine.txt").write_text("mine")
+    for write in (
+        lambda out: export.to_hf(make(tokenizer, "gpt2"), tokenizer, out, ""),
+        lambda out: export.to_llmc(make(tokenizer, "gpt2"), tokenizer, out),
+    ):
+        with pytest.raises(UserError, match="exists: choose another --out"):
+            write(tmp_path / "out")
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["mine.txt"]
+
+
+def test_a_run_goes_to_transformers_with_its_figures(cli: Cli, run: Path) -> None:
+    outcome = cli("export", "runs/x", "--to", "hf", "--out", "out")
+    assert (outcome.code, outcome.err.count("Traceback")) == (0, 0)
+    assert "same logits" in outcome.out
+    card = Path("out/README.md").read_text()
+    val = [r for r in map(json.loads, (run / "records.jsonl").read_text().splitlines()) if r["kind"] == "val"]
+    assert f"{val[-1]['loss']:.4f} nats per token at step 4" in card
+    assert "| steps | 4 |" in card
+    again = cli("eval", "hf:out", "--data", json.loads((run / "config.json").read_text())["data"], "--json")
+    here = cli("eval", "runs/x", "--json")
+    ours, theirs = (json.loads(o.out)["val"]["loss"] for o in (here, again))
+    assert ours == pytest.approx(theirs, abs=1e-6)
+
+
+def test_a_run_goes_to_llm_c_and_back(cli: Cli, run: Path) -> None:
+    """The char model has another activation than llm.c's; a fine-tuned copy with GPT-2's has not."""
+    refused = cli("export", "runs/x", "--to", "llmc", "--out", "out")
+    assert refused.code == 2
+    assert "tanh GELU" in refused.err
+    assert not Path("out").exists()
+    data = json.loads((run / "config.json").read_text())["data"]
+    options = "--model.n-layer 1 --model.n-head 2 --model.n-embd 16 --model.block-size 16 --batch-tokens 64"
+    go = "--steps 1 --optim.warmup-steps 0 --model.activation gelu_tanh --device cpu --sample.length 4"
+    assert (
+        cli("train", "shakespeare-cpu", "--data", data, "--run", "y", *options.split(), *go.split()).code == 0
+    )
+    assert cli("export", "y", "--to", "llmc", "--out", "out").code == 0
+    assert sorted(path.name for path in Path("out").iterdir()) == sorted(
+        (export.LLMC_MODEL, export.LLMC_BF16, export.LLMC_TOKENIZER)
+    )
+    scores = [
+        json.loads(cli("eval", model, "--data", data, "--json").out)["val"]["loss"]
+        for model in ("y", f"llmc:out/{export.LLMC_MODEL}", f"llmc:out/{export.LLMC_BF16}")
+    ]
+    assert scores[1] == pytest.approx(scores[0], abs=1e-6)
+    assert scores[2] == pytest.approx(scores[0], abs=0.02)
+
+
+def test_weights_without_a_tokenizer_need_one_to_be_exported_or_sampled(cli: Cli, run: Path) -> None:
+    export.to_llmc(make(tokens.train_char("abc"), "gpt2"), tokens.train_char("abc"), Path("c"))
+    model = f"llmc:c/{export.LLMC_MODEL}"
+    for command in (("sample", model), ("export", model, "--to", "hf", "--out", "z")):
+        refused = cli(*command)
+        assert refused.code == 2
+        assert "comes without its tokenizer: give --tokenizer FILE." in refused.err
+    Path("t.json").write_text(json.dumps(tokens.train_char("abc").to_json()))
+    assert cli("sample", model, "--tokenizer", "t.json", "--length", 5).code == 0
