@@ -1,5 +1,6 @@
 """`overnight export MODEL --to hf|llmc --out PATH`."""
 
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -36,6 +37,8 @@ def run(arguments: list[str]) -> int:
     from overnight.files import clear_disk_errors
     from overnight.weights import export
 
+    if wanted.to == "hf":  # takes seconds, and can happen while the weights are read and written
+        threading.Thread(target=export.import_transformers).start()
     out = Path(wanted.out)
     loaded = resolve.load(wanted.model, torch.device("cpu"), wanted.tokenizer)
     if loaded.tokenizer is None:

@@ -82,7 +82,8 @@ def to_hf(weights: Weights, tokenizer: Tokenizer, out: Path, card: str) -> float
         )
         write_json(folder / hf.TOKENIZER, tokenizer.to_json())
         (folder / "README.md").write_text(card, encoding="utf-8")
-        return compare(folder, weights.model(), used)
+        theirs = import_transformers()
+        return None if theirs is None else compare(theirs.from_pretrained(folder), weights.model(), used)
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -138,15 +139,22 @@ def their_tokenizer(tokenizer: Tokenizer) -> Any:
     return theirs
 
 
-@torch.no_grad()
-def compare(folder: Path, ours: GPT, n_tokens: int) -> float | None:
-    """Load an exported folder with transformers: the largest difference of a logit."""
+def import_transformers() -> Any:
+    """transformers' model class; None where it is not installed."""
     try:
         from transformers import GPT2LMHeadModel
+        from transformers.utils import logging
     except ImportError:
         return None
-    theirs = GPT2LMHeadModel.from_pretrained(folder).eval()
-    length = min(32, ours.config.block_size)
+    logging.disable_progress_bar()
+    return GPT2LMHeadModel
+
+
+@torch.no_grad()
+def compare(theirs: Any, ours: GPT, n_tokens: int) -> float:
+    """The largest difference of a logit between a model of transformers and ours."""
+    theirs.eval()
+    length = min(16, ours.config.block_size)
     ids = torch.randint(n_tokens, (1, length), generator=torch.Generator().manual_seed(1))
     difference = (ours.logits(ours.hidden(ids))[..., :n_tokens] - theirs(ids).logits).abs().max().item()
     if not difference <= TOLERANCE:
