@@ -59,33 +59,37 @@ class CausalSelfAttention(nn.Module):
         self.c_proj = Linear(config.n_embd, config.n_embd, bias=config.bias)
         self.resid_dropout = nn.Dropout(config.dropout)
 
-    def forward(self, x: Tensor, cache: KVCache | None) -> Tensor:
+    def forward(self, x: Tensor, cache: KVCache | None, mask: Tensor | None) -> Tensor:
         B, T, C = x.shape
         q, k, v = self.c_attn(x).view(B, T, 3 * self.n_head, C // self.n_head).transpose(1, 2).chunk(3, dim=1)
         # q, k, v: (B, H, T, D)
         if cache is not None:
             k, v = cache.extend(self.layer, k, v)  # (B, H, S, D)
-        y = self.attend(q, k, v, self.dropout if self.training else 0.0)  # (B, H, T, D)
+        y = self.attend(q, k, v, mask, self.dropout if self.training else 0.0)  # (B, H, T, D)
         y = y.transpose(1, 2).reshape(B, T, C)
         return self.resid_dropout(self.c_proj(y))  # (B, T, C)
 
 
-def flash_attention(q: Tensor, k: Tensor, v: Tensor, dropout: float) -> Tensor:
+def flash_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: float) -> Tensor:
     """Attention that never holds the (T, S) scores (Dao et al., 2022), by torch's kernel for the device."""
     T, S = q.size(2), k.size(2)
-    mask = None
-    if 1 < T < S:  # new positions behind cached ones: is_causal would align the mask to the wrong corner
-        mask = torch.ones(T, S, dtype=torch.bool, device=q.device).tril(S - T)
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=T == S)
+    if mask is None and 1 < T < S:  # is_causal would align the mask to the wrong corner
+        mask = looking_back(T, S, q.device)
+    causal = mask is None and T == S
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=causal)
 
 
-def manual_attention(q: Tensor, k: Tensor, v: Tensor, dropout: float) -> Tensor:
-    """The same, spelt out: softmax(q k' / sqrt(D)) v, looking back only."""
-    T, S = q.size(2), k.size(2)
+def manual_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: float) -> Tensor:
+    """The same, spelt out: softmax(q k' / sqrt(D)) v, looking back only unless a mask says otherwise."""
     scores = q @ k.transpose(-2, -1) / math.sqrt(q.size(-1))  # (B, H, T, S)
-    past = torch.ones(T, S, dtype=torch.bool, device=q.device).tril(S - T)
-    weights = F.softmax(scores.masked_fill(~past, -math.inf), dim=-1)  # (B, H, T, S)
+    mask = looking_back(q.size(2), k.size(2), q.device) if mask is None else mask
+    weights = F.softmax(scores.masked_fill(~mask, -math.inf), dim=-1)  # (B, H, T, S)
     return F.dropout(weights, dropout) @ v  # (B, H, T, D)
+
+
+def looking_back(T: int, S: int, device: torch.device) -> Tensor:
+    """Who attends to whom when T positions follow S - T cached ones: (T, S) bool."""
+    return torch.ones(T, S, dtype=torch.bool, device=device).tril(S - T)
 
 
 class MLP(nn.Module):
@@ -108,8 +112,8 @@ class Block(nn.Module):
         self.ln_2 = nn.LayerNorm(config.n_embd, eps=1e-5, bias=config.bias)
         self.mlp = MLP(config)
 
-    def forward(self, x: Tensor, cache: KVCache | None) -> Tensor:
-        x = x + self.attn(self.ln_1(x), cache)
+    def forward(self, x: Tensor, cache: KVCache | None, mask: Tensor | None) -> Tensor:
+        x = x + self.attn(self.ln_1(x), cache, mask)
         return x + self.mlp(self.ln_2(x))  # (B, T, C)
 
 
@@ -149,17 +153,26 @@ class GPT(nn.Module):
                 parameter.fill_(1.0 if name.endswith(".weight") else 0.0)  # LayerNorm's gains; every bias
         return self
 
-    def hidden(self, idx: Tensor, cache: KVCache | None = None) -> Tensor:
+    def hidden(
+        self,
+        idx: Tensor,
+        cache: KVCache | None = None,
+        positions: Tensor | None = None,
+        mask: Tensor | None = None,
+    ) -> Tensor:
         """The last layer's normalised output at each position: (B, T) int64 -> (B, T, C).
 
-        With a cache, `idx` follows the positions in it, and joins them.
+        With a cache, `idx` follows the positions in it, and joins them. positions, (B, T), and mask,
+        (B, 1, T, T) bool, True where row attends to column, are for sequences with branches
+        (evals/continuations.py); by default positions count up and each attends to all before it.
         """
         T, past = idx.size(1), cache.used if cache is not None else 0
-        positions = torch.arange(past, past + T, device=idx.device)
+        if positions is None:
+            positions = torch.arange(past, past + T, device=idx.device)
         x = self.wte(idx) + self.wpe(positions)  # (B, T, C)
         x = self.drop(x)
         for block in self.h:
-            x = block(x, cache)
+            x = block(x, cache, mask)
         if cache is not None:
             cache.used += T
         return self.ln_f(x)
