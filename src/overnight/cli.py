@@ -11,7 +11,7 @@ from overnight.errors import DONE, INTERRUPTED, UserError, near
 VERBS = {
     "prepare": ("SOURCE", "documents -> tokens -> shards in data/NAME/"),
     "train": ("PRESET", "a run in runs/NAME/; the same command again goes on where it was"),
-    "eval": ("MODEL", "validation loss and bits per byte"),
+    "eval": ("MODEL", "validation loss, HellaSwag, LAMBADA, perplexity, lm-eval"),
     "sample": ("MODEL", "text from a prompt"),
     "export": ("MODEL", "weights for other people's programs"),
     "plan": ("PRESET", "parameters, FLOPs, memory, time and cost, before anything is spent"),

@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from overnight.data.tokens import Tokenizer
+from overnight.errors import UserError
 from overnight.models.gpt2 import GPT
 from overnight.world import World
 
@@ -104,9 +105,7 @@ def fitted(item: Item, number: int, block_size: int) -> Iterator[Part]:
     for i, ids in enumerate(item.continuations):
         room = block_size + 1 - len(ids)
         if room < 1:
-            raise ValueError(
-                f"a continuation of {len(ids)} tokens leaves no room in a context of {block_size}"
-            )
+            raise UserError(f"a continuation of {len(ids)} tokens does not fit in a context of {block_size}.")
         yield number, i, Item(item.context[-room:], [ids])
 
 

@@ -1,0 +1,120 @@
+"""Our models in EleutherAI's lm-eval: all of its tasks, asked of the same model in the same way."""
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from typing import Any
+
+import numpy as np
+import torch
+
+from overnight.data.tokens import Tokenizer
+from overnight.errors import UserError
+from overnight.evals.continuations import Item, Score, score
+from overnight.generate import Sampling, generate
+from overnight.models.gpt2 import GPT
+from overnight.world import World
+
+try:
+    from lm_eval.api.model import TemplateLM
+except ImportError:
+    raise UserError("--harness needs EleutherAI's lm-eval: pip install 'overnight[eval]'") from None
+
+Autocast = Callable[[], AbstractContextManager]
+
+
+class OvernightLM(TemplateLM):
+    """A model as lm-eval asks for it: likelihoods of continuations and of texts, and greedy or drawn text."""
+
+    def __init__(self, model: GPT, tokenizer: Tokenizer, world: World, autocast: Autocast):
+        super().__init__()
+        self.model, self.tokenizer, self.world, self.autocast = model, tokenizer, world, autocast
+
+    @property
+    def eot_token_id(self) -> int:
+        return self.tokenizer.eot
+
+    def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs: Any) -> list[int]:
+        return self.tokenizer.encode(string).tolist()
+
+    def _score(self, items: Sequence[Item]) -> list[Score]:
+        found = score(self.model, items, self.world, self.autocast)
+        return [one for of_item in found for one in of_item]
+
+    def _loglikelihood_tokens(
+        self, requests: list[tuple[tuple[str, str], list[int], list[int]]], **kwargs: Any
+    ) -> list[tuple[float, bool]]:
+        """Requests that follow each other with one context become one item, encoded once."""
+        items: list[Item] = []
+        for _, context, continuation in requests:
+            if items and items[-1].context == context:
+                items[-1].continuations.append(continuation)
+            else:
+                items.append(Item(context, [continuation]))
+        return [(one.log_likelihood, one.greedy) for one in self._score(items)]
+
+    def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = False) -> list[float]:
+        """Of whole texts: windows of block_size side by side, each token predicted once."""
+        size, found = self.model.config.block_size, []
+        for request in requests:
+            ids = [self.prefix_token_id, *self.tok_encode(request.args[0])]
+            windows = [
+                Item(ids[at : at + 1], [ids[at + 1 : at + 1 + size]]) for at in range(0, len(ids) - 1, size)
+            ]
+            found.append(float(np.sum([one.log_likelihood for one in self._score(windows)])))
+        return found
+
+    def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
+        """Text up to one of the `until` strings, <|endoftext|> or max_gen_toks."""
+        return [self._generate(*request.args) for request in requests]
+
+    def _generate(self, prompt: str, how: dict[str, Any]) -> str:
+        until = how.get("until") or []
+        until = [until] if isinstance(until, str) else list(until)
+        length = int(how.get("max_gen_toks", 256))
+        drawn = how.get("do_sample") or how.get("temperature")
+        sampling = Sampling(float(how.get("temperature", 1.0)) if drawn else 0.0)
+        ids = self.tok_encode(prompt) or [self.prefix_token_id]
+        ids = ids[-max(1, self.model.config.block_size - length) :]
+        written: list[int] = []
+        text = ""
+        with self.autocast():
+            start = torch.tensor([ids], device=self.world.device)
+            for token in generate(self.model, start, length, sampling, 0, self.tokenizer.vocab_size):
+                if int(token) == self.eot_token_id:
+                    break
+                written.append(int(token))
+                text = self.tokenizer.decode(written)
+                if any(stop in text for stop in until):
+                    break
+        ends = [text.index(stop) for stop in until if stop in text]
+        return text[: min(ends, default=len(text))]
+
+
+def harness(
+    model: GPT, tokenizer: Tokenizer, tasks: Sequence[str], items: int, world: World, autocast: Autocast
+) -> dict[str, dict[str, Any]]:
+    """lm-eval's results: task -> {metric: value}. items: of each task, 0 for all.
+
+    Raises UserError for a task that lm-eval does not have.
+    """
+    from lm_eval import simple_evaluate
+    from lm_eval.tasks import TaskManager
+
+    manager = TaskManager()
+    unknown = [task for task in tasks if not manager.match_tasks([task])]
+    if unknown:
+        raise UserError(f"lm-eval has no task {', '.join(unknown)} (`lm-eval ls tasks` lists them).")
+    lm = OvernightLM(model, tokenizer, world, autocast)
+    found = simple_evaluate(
+        lm, tasks=list(tasks), limit=items or None, bootstrap_iters=0, task_manager=manager, log_samples=False
+    )
+    return {task: numbers(results) for task, results in found["results"].items()}
+
+
+def numbers(results: dict[str, Any]) -> dict[str, Any]:
+    """lm-eval's 'acc,none' as 'acc'; standard errors and names are left out."""
+    return {
+        name.removesuffix(",none"): value
+        for name, value in results.items()
+        if isinstance(value, int | float) and "stderr" not in name
+    }
