@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from overnight import cli, records, resolve, train
+from overnight import cli, evaluator, records, resolve, train
 from overnight.checkpoint import list_steps
 from overnight.data.batches import Batches
 from overnight.data.manifest import Data
@@ -377,7 +377,9 @@ def test_the_best_checkpoint_is_kept(
 ) -> None:
     losses = iter([3.0, 1.0, 2.0, 4.0, 5.0, 6.0])
     monkeypatch.setattr(
-        train, "validation", lambda *_: iter([("loss", next(losses)), ("bits_per_byte", 1.0), ("tokens", 9)])
+        evaluator,
+        "validation",
+        lambda *_: iter([("loss", next(losses)), ("bits_per_byte", 1.0), ("tokens", 9)]),
     )
     run = tmp_path / "run"
     assert (

@@ -146,6 +146,12 @@ class Config:
     """Newest checkpoints to keep, besides the best."""
     sample_every: int = 250
     """Steps between samples; 0: only at the end."""
+    hellaswag_every: int | Auto = 0
+    """Steps between HellaSwags; 0: never; auto: as eval-every, where its file is or can be downloaded."""
+    hellaswag_items: int = 0
+    """Only the first so many items; 0: all."""
+    hellaswag_file: str = ""
+    """hellaswag_val.jsonl; empty: downloaded once into data/downloads."""
     max_minutes: float = 0.0
     """Save and stop after this long, with exit code 75; 0: no limit."""
     verify: bool = False
@@ -167,6 +173,7 @@ class Config:
             self, "", 1, "steps", "batch_tokens", "micro_batch", "processes", "val_tokens", "keep"
         )
         yield from at_least(self, "", 0, "seed", "eval_every", "save_every", "sample_every", "max_minutes")
+        yield from at_least(self, "", 0, "hellaswag_every", "hellaswag_items")
         yield from seed_problems(self.seed)
         yield from self.model.problems()
         yield from self.optim.problems()

@@ -112,6 +112,7 @@ def gpt2_124m() -> Config:
         run="gpt2-124m",
         steps=19_073,
         batch_tokens=HALF_MILLION,
+        hellaswag_every="auto",
         model=ModelConfig(),
         optim=OptimConfig(),
         sample=SampleConfig(prompt="Hello, I'm a language model,", count=4, length=32),

@@ -49,6 +49,10 @@ class Records:
         """One validation. loss: nats per token over `val_tokens` predicted tokens."""
         self._write("val", step, tokens, loss=loss, bits_per_byte=bits_per_byte, val_tokens=val_tokens)
 
+    def hellaswag(self, step: int, tokens: int, acc: float, acc_norm: float, style: str, items: int) -> None:
+        """HellaSwag. acc, acc_norm: fractions of `items`; style: how it was asked (evals/hellaswag.py)."""
+        self._write("hellaswag", step, tokens, acc=acc, acc_norm=acc_norm, style=style, items=items)
+
     def sample(self, step: int, tokens: int, prompt: str, text: str) -> None:
         """One sampled text, without its prompt."""
         self._write("sample", step, tokens, prompt=prompt, text=text)

@@ -20,6 +20,8 @@ from overnight.checkpoint import State
 from overnight.config import Config, fields_of
 from overnight.data.manifest import Data
 from overnight.errors import UserError, refuse
+from overnight.evals import continuations, hellaswag, tasks
+from overnight.evals.hellaswag import Question
 from overnight.files import parent_problem, to_json, write_synced
 from overnight.machine import cpu_count, cpu_name
 from overnight.weights.tensors import Weights
@@ -27,7 +29,8 @@ from overnight.world import World, choose_compile, choose_precision, device_memo
 
 # What may differ when a run goes on; of steps, only more.
 FREE = {"steps", "eval_every", "val_tokens", "save_every", "sample_every", "keep", "device", "processes"}
-FREE |= {"max_minutes", "verify", "sample.prompt", "sample.count", "sample.length"}
+FREE |= {"max_minutes", "verify", "hellaswag_every", "hellaswag_items", "hellaswag_file"}
+FREE |= {"sample.prompt", "sample.count", "sample.length"}
 PLACES = {"data", "run"}  # names of folders: the data is compared by its content, the run is itself
 
 
@@ -46,6 +49,8 @@ class Start:
     """The checkpoint to go on from."""
     donor: Weights | None
     """What --init-from names, where there is no checkpoint yet."""
+    questions: list[Question]
+    """Of HellaSwag; none where it is not asked."""
     resuming: bool
     """Whether the run exists already, with or without a checkpoint."""
     changes: dict[str, Any]
@@ -86,15 +91,36 @@ def decide(wanted: Config, preset: str, world: World) -> Start:
     refuse(data_problems(wanted, data) + (donor_problems(wanted, donor, data) if donor else []))
     config = resolve_autos(wanted, old, data, world)
     auto = {name: dict(fields_of(config))[name] for name, value in fields_of(wanted) if value == "auto"}
-    if old is None:
-        return Start(config, preset, auto, run, data, None, donor, False, {}, [])
-    changes = compare(old, config, auto, run)
+    changes = compare(old, config, auto, run) if old else {}
     if state is not None and state.data != data.fingerprint:
         raise UserError(
             f"{run} was trained on other data than {data.folder} (fingerprints differ).",
             "Give its own --data, or choose another --run.",
         )
-    return Start(config, preset, auto, run, data, state, donor, True, changes, damaged)
+    questions = hellaswag_questions(config, data, wanted.hellaswag_every)
+    if wanted.hellaswag_every == "auto" and not questions:
+        config = replace(config, hellaswag_every=0)
+        auto["hellaswag_every"] = 0
+    resuming = old is not None
+    return Start(config, preset, auto, run, data, state, donor, questions, resuming, changes, damaged)
+
+
+def hellaswag_questions(config: Config, data: Data, wanted: int | str) -> list[Question]:
+    """HellaSwag's questions, checked against the model; none where it is not asked. Where `auto` cannot have
+    them it does without."""
+    if not config.hellaswag_every:
+        return []
+    try:
+        path = Path(config.hellaswag_file) if config.hellaswag_file else tasks.download_hellaswag()
+        questions = hellaswag.read(path, config.hellaswag_items)
+        for question in questions:
+            item = hellaswag.to_item(question, "completion", data.tokenizer)
+            continuations.check(item, config.model.block_size)
+    except UserError as error:
+        if wanted == "auto" and not config.hellaswag_file:
+            return []
+        raise UserError(f"HellaSwag: {error}", "Or train without it: --hellaswag-every 0") from None
+    return questions
 
 
 def data_problems(config: Config, data: Data) -> list[str]:
@@ -169,6 +195,8 @@ def resolve_autos(wanted: Config, old: Config | None, data: Data, world: World) 
         compile="on" if choose_compile(wanted.compile, device) else "off",
         processes=world.size,
     )
+    if wanted.hellaswag_every == "auto":
+        config = replace(config, hellaswag_every=old.hellaswag_every if old else wanted.eval_every)
     if wanted.micro_batch == "auto":
         unit = world.size * config.model.block_size
         tokens = configs.RAMP_START if config.optim.ramp_tokens else config.batch_tokens

@@ -12,15 +12,14 @@ from overnight import __version__, checkpoint, errors, plan
 from overnight.checkpoint import State
 from overnight.data.batches import Batches, key
 from overnight.data.loader import Loader
-from overnight.evals.loss import validation
+from overnight.evaluator import Evaluator
 from overnight.files import clear_disk_errors
-from overnight.generate import Sampling, texts
 from overnight.models.gpt2 import GPT
 from overnight.optim import adamw, learning_rate
 from overnight.records import Records
 from overnight.start import Start, begin
 from overnight.stop import Stop
-from overnight.terminal import Silent, Status, duration, visible
+from overnight.terminal import Silent, Status, duration
 from overnight.world import World, be_deterministic, peak_flops, use_precision
 
 Autocast = Callable[[], AbstractContextManager]
@@ -94,6 +93,8 @@ def loop(session: "Session", stop: Stop) -> int:
         val_loss = None
         if last or due(step, config.eval_every):
             val_loss = session.validate(step, None if last else config.val_tokens)
+        if session.hellaswag_every and (last or due(step, session.hellaswag_every)):
+            session.hellaswag(step)
         if last or due(step, config.sample_every):
             session.sample(step)
         if last or asked or due(step, config.save_every):
@@ -142,6 +143,11 @@ class Session:
         self.records = Records(self.run) if world.is_main else None
         if self.records:
             stack.callback(self.records.close)
+        assert isinstance(config.hellaswag_every, int)
+        self.hellaswag_every = config.hellaswag_every
+        self.evaluator = Evaluator(
+            self.model, config, self.data, start.questions, world, self.autocast, self.records, status
+        )
         self.last_val: dict[str, float] = {}
         self.began = time.monotonic()
         peak = peak_flops(world.device, config.precision)
@@ -163,6 +169,8 @@ class Session:
             for name, (was, now) in start.changes.items():
                 self.status.say(f"{name.replace('_', '-')}: {was} -> {now}")
         self.event(self.first, "resume" if start.resuming else "start", detail)
+        if start.auto.get("hellaswag_every") == 0:
+            self.status.say("HellaSwag is left out: its file could not be had (--hellaswag-file PATH).")
         config, ranks = self.config, f" on {self.world.size} ranks" if self.world.size > 1 else ""
         self.status.say(
             f"{'Resuming' if self.first else 'Training'} {self.run}"
@@ -237,45 +245,15 @@ class Session:
         self.status.say(f"Loss before training {loss:.4f}, ln(vocabulary) {expected:.4f}: {verdict}.")
 
     def validate(self, step: int, limit: int | None) -> float:
-        """Measure and record validation loss on the first `limit` tokens, or all."""
+        """Validation loss on the first `limit` tokens, or on all."""
+        self.last_val = self.evaluator.validate(step, self.tokens(step), limit)
+        return self.last_val["loss"]
 
-        def progress(done: int, total: int) -> None:
-            self.status.update(lambda: f"step {step:,}: validating, window {done:,} of {total:,}")
-
-        config = self.config
-        found = dict(
-            validation(
-                self.model, self.data.split("val"), self.data.tokenizer.byte_lengths, config.model.block_size,
-                limit, self.world, self.autocast, progress,
-            )
-        )  # fmt: skip
-        loss, bits, tokens = found["loss"], found["bits_per_byte"], int(found["tokens"])
-        self.last_val = {"loss": loss, "bits_per_byte": bits, "tokens": tokens}
-        if self.records:
-            self.records.val(step, self.tokens(step), loss, bits, tokens)
-        self.status.say(
-            f"step {step:,}: validation loss {loss:.4f}, {bits:.4f} bits per byte ({tokens:,} tokens)"
-        )
-        return loss
+    def hellaswag(self, step: int) -> None:
+        self.evaluator.hellaswag(step, self.tokens(step))
 
     def sample(self, step: int) -> None:
-        """Record what the model writes now; the first rank alone, no rank needs the others for it."""
-        if self.records is None:
-            return
-        wanted = self.config.sample
-        seed = key(self.config.seed, step)
-        tokenizer, count, length = self.data.tokenizer, wanted.count, wanted.length
-        try:
-            with self.autocast():
-                written = texts(self.model, tokenizer, wanted.prompt, count, length, Sampling(), seed)
-        except errors.Failure as error:
-            self.event(step, "nonfinite", {"in": "sample"})
-            self.status.say(f"step {step:,}: no sample: {error}")
-            return
-        for text in written:
-            self.records.sample(step, self.tokens(step), wanted.prompt, text)
-        first_line = " ".join((wanted.prompt + written[0]).split())[:90]
-        self.status.say(f"step {step:,}: sample: {visible(first_line)}")
+        self.evaluator.sample(step, self.tokens(step))
 
     def save(self, step: int, val_loss: float | None) -> None:
         """Publish a checkpoint of this step and remove old ones; the first rank has all there is to save."""

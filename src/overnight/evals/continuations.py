@@ -99,14 +99,19 @@ Part = tuple[int, int, Item]  # an item's number, the number of the first of its
 def fitted(item: Item, number: int, block_size: int) -> Iterator[Part]:
     """The item as it is or, where a continuation reaches beyond block_size, one part a continuation, each
     with as much of the context's end as fits."""
+    check(item, block_size)
     if len(item.context) + max(map(len, item.continuations)) - 1 <= block_size:
         yield number, 0, item
         return
     for i, ids in enumerate(item.continuations):
         room = block_size + 1 - len(ids)
-        if room < 1:
-            raise UserError(f"a continuation of {len(ids)} tokens does not fit in a context of {block_size}.")
         yield number, i, Item(item.context[-room:], [ids])
+
+
+def check(item: Item, block_size: int) -> None:
+    """Raise UserError for a continuation that does not fit behind one token of context."""
+    if (longest := max(map(len, item.continuations))) > block_size:
+        raise UserError(f"a continuation of {longest} tokens does not fit in a context of {block_size}.")
 
 
 def batches(parts: Sequence[Part], budget: int, multiple: int) -> Iterator[list[Part]]:

@@ -62,7 +62,7 @@ def prepare(name: str, model: GPT, tokenizer: Tokenizer | None, inputs: Inputs) 
     if tokenizer is None:
         raise UserError(f"{name} needs the model's tokenizer: give --tokenizer FILE.")
     if name == "hellaswag":
-        path = Path(inputs.hellaswag_file) if inputs.hellaswag_file else download_hellaswag(DOWNLOADS)
+        path = Path(inputs.hellaswag_file) if inputs.hellaswag_file else download_hellaswag()
         questions = hellaswag.read(path, inputs.items)
         return functools.partial(hellaswag.hellaswag, model, tokenizer, questions, inputs.hellaswag_style)
     if name == "lambada":
@@ -78,7 +78,7 @@ def prepare(name: str, model: GPT, tokenizer: Tokenizer | None, inputs: Inputs) 
     return functools.partial(perplexity.perplexity, model, tokenizer, tokens, size)
 
 
-def download_hellaswag(folder: Path) -> Path:
+def download_hellaswag(folder: Path = DOWNLOADS) -> Path:
     """HellaSwag's validation set, fetched once. No checksum of it is published: every line is checked, and
     their number."""
     target = folder / "hellaswag_val.jsonl"

@@ -1,0 +1,91 @@
+"""What is measured of a run while it trains: validation loss, HellaSwag, samples; each said and recorded."""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+
+from overnight import errors
+from overnight.config import Config
+from overnight.data.batches import key
+from overnight.data.manifest import Data
+from overnight.evals.hellaswag import Question, hellaswag
+from overnight.evals.loss import validation
+from overnight.generate import Sampling, texts
+from overnight.models.gpt2 import GPT
+from overnight.records import Records
+from overnight.terminal import Status, visible
+from overnight.world import World
+
+
+class Evaluator:
+    """Measures the raw model, whose shapes may change, never the compiled one. Every rank has one; records
+    is None on all but the first. `tokens`: trained on so far, for the records."""
+
+    def __init__(
+        self,
+        model: GPT,
+        config: Config,
+        data: Data,
+        questions: list[Question],
+        world: World,
+        autocast: Callable[[], AbstractContextManager],
+        records: Records | None,
+        status: Status,
+    ):
+        self.model, self.config, self.data, self.questions = model, config, data, questions
+        self.world, self.autocast, self.records, self.status = world, autocast, records, status
+
+    def progress(self, step: int, what: str) -> Callable[[int, int], None]:
+        return lambda done, total: self.status.update(lambda: f"step {step:,}: {what} {done:,} of {total:,}")
+
+    def validate(self, step: int, tokens: int, limit: int | None) -> dict[str, float]:
+        """Loss, bits_per_byte and tokens of the first `limit` tokens of the validation split, or of all."""
+        found = dict(
+            validation(
+                self.model, self.data.split("val"), self.data.tokenizer.byte_lengths,
+                self.config.model.block_size, limit, self.world, self.autocast,
+                self.progress(step, "validating, window"),
+            )
+        )  # fmt: skip
+        loss, bits, predicted = found["loss"], found["bits_per_byte"], int(found["tokens"])
+        if self.records:
+            self.records.val(step, tokens, loss, bits, predicted)
+        self.status.say(
+            f"step {step:,}: validation loss {loss:.4f}, {bits:.4f} bits per byte ({predicted:,} tokens)"
+        )
+        return {"loss": loss, "bits_per_byte": bits, "tokens": predicted}
+
+    def hellaswag(self, step: int, tokens: int) -> None:
+        """HellaSwag in the lecture's style, on config.hellaswag_items questions."""
+        found = dict(
+            hellaswag(
+                self.model, self.data.tokenizer, self.questions, "completion", self.world, self.autocast,
+                self.progress(step, "HellaSwag, batch"),
+            )
+        )  # fmt: skip
+        acc, acc_norm, style, items = (found[name] for name in ("acc", "acc_norm", "style", "items"))
+        if self.records:
+            self.records.hellaswag(step, tokens, acc, acc_norm, style, items)
+        self.status.say(
+            f"step {step:,}: HellaSwag acc_norm {acc_norm:.4f}, acc {acc:.4f} ({style}, {items:,} items)"
+        )
+
+    def sample(self, step: int, tokens: int) -> None:
+        """What the model writes now; the first rank alone, no rank needs the others for it."""
+        if self.records is None:
+            return
+        wanted = self.config.sample
+        seed = key(self.config.seed, step)
+        try:
+            with self.autocast():
+                written = texts(
+                    self.model, self.data.tokenizer, wanted.prompt, wanted.count, wanted.length,
+                    Sampling(), seed,
+                )  # fmt: skip
+        except errors.Failure as error:
+            self.records.event(step, tokens, "nonfinite", {"in": "sample"})
+            self.status.say(f"step {step:,}: no sample: {error}")
+            return
+        for text in written:
+            self.records.sample(step, tokens, wanted.prompt, text)
+        first_line = " ".join((wanted.prompt + written[0]).split())[:90]
+        self.status.say(f"step {step:,}: sample: {visible(first_line)}")
