@@ -7,6 +7,7 @@ from overnight import errors
 from overnight.config import Config
 from overnight.data.batches import key
 from overnight.data.manifest import Data
+from overnight.evals import reference
 from overnight.evals.hellaswag import Question, hellaswag
 from overnight.evals.loss import validation
 from overnight.generate import Sampling, texts
@@ -52,6 +53,13 @@ class Evaluator:
         self.status.say(
             f"step {step:,}: validation loss {loss:.4f}, {bits:.4f} bits per byte ({predicted:,} tokens)"
         )
+        if warning := reference.unusual(self.data.manifest, self.config, step, loss):
+            if self.records:
+                self.records.event(step, tokens, "unusual_loss", {"loss": loss, "detail": warning})
+            self.status.say(f"step {step:,}: {warning}")
+        if step == self.config.steps:
+            for line in reference.standing(self.data.manifest, loss):
+                self.status.say(f"step {step:,}: validation loss {line}")
         return {"loss": loss, "bits_per_byte": bits, "tokens": predicted}
 
     def hellaswag(self, step: int, tokens: int) -> None:
@@ -68,6 +76,9 @@ class Evaluator:
         self.status.say(
             f"step {step:,}: HellaSwag acc_norm {acc_norm:.4f}, acc {acc:.4f} ({style}, {items:,} items)"
         )
+        if step == self.config.steps:
+            for line in reference.standing_hellaswag(style, acc_norm, items):
+                self.status.say(f"step {step:,}: HellaSwag {line}")
 
     def sample(self, step: int, tokens: int) -> None:
         """What the model writes now; the first rank alone, no rank needs the others for it."""

@@ -13,6 +13,7 @@ from overnight.errors import UserError
 from overnight.files import read_json, sha256_file
 
 MANIFEST, TOKENIZER = "manifest.json", "tokenizer.json"
+BY_FIRST_SHARD = "the first shard in the dataset's order"  # the lecture's and llm.c's split of FineWeb
 
 
 @dataclass(frozen=True)

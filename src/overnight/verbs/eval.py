@@ -127,17 +127,22 @@ def finite(value: Any) -> Any:
 
 def table(found: dict[str, dict[str, Any]], data: Any) -> str:
     """The results for reading."""
+    from overnight.evals.reference import standing, standing_hellaswag
     from overnight.evals.yardstick import xz_bits_per_byte
 
     rows: list[tuple[str, float, str]] = []
+    notes: list[str] = []
     if val := found.get("val"):
         rows.append(("validation loss", val["loss"], f"nats per token, {val['tokens']:,} tokens"))
+        notes += [f"validation loss: {line}" for line in standing(data.manifest, val["loss"])]
         rows.append(("bits per byte", val["bits_per_byte"], "fewer is better"))
         if (xz := xz_bits_per_byte(data, val["tokens"])) is not None:
             rows.append(("xz -9e, bits per byte", xz, "the same text, compressed by itself"))
     if swag := found.get("hellaswag"):
         note = f"{swag['style']} style, {swag['items']:,} items; guessing: 0.25"
         rows += [("HellaSwag acc", swag["acc"], ""), ("HellaSwag acc_norm", swag["acc_norm"], note)]
+        among = standing_hellaswag(swag["style"], swag["acc_norm"], swag["items"])
+        notes += [f"HellaSwag acc_norm: {line}" for line in among]
     if last := found.get("lambada"):
         rows.append(("LAMBADA acc", last["acc"], f"last word right, {last['items']:,} items"))
         rows.append(("LAMBADA perplexity", last["perplexity"], "of a word"))
@@ -147,4 +152,5 @@ def table(found: dict[str, dict[str, Any]], data: Any) -> str:
         rows.append(("its bits per byte", text["bits_per_byte"], "fewer is better"))
     for task, values in found.get("harness", {}).items():
         rows += [(f"{task} {name}", value, "lm-eval") for name, value in values.items()]
-    return "\n".join(f"  {name:22} {value:>8.4f}  {note}".rstrip() for name, value, note in rows)
+    lines = [f"  {name:22} {value:>8.4f}  {note}".rstrip() for name, value, note in rows]
+    return "\n".join([*lines, *(f"  {note}" for note in notes)])
