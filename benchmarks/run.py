@@ -1,6 +1,6 @@
 """All CPU benchmarks whose figures the README shows, one after the other (`make bench`).
 
-python benchmarks/run.py [tinyshakespeare.txt]     the Shakespeare run needs its text
+python benchmarks/run.py [tinyshakespeare.txt [hellaswag_val.jsonl]]     those two need their files
 """
 
 import subprocess
@@ -10,11 +10,11 @@ from pathlib import Path
 HERE = Path(__file__).parent
 
 
-def main(*text: str) -> None:
-    names = ["step", "sampling", "prepare", "quickstart"]
-    for name in names + (["shakespeare"] if text else []):
+def main(*files: str) -> None:
+    runs: list[list[str]] = [["step"], ["sampling"], ["prepare"], ["quickstart"]]
+    runs += [list(pair) for pair in zip(("shakespeare", "hellaswag"), files, strict=False)]
+    for name, *arguments in runs:
         print(f"== {name}", flush=True)
-        arguments = text if name == "shakespeare" else ()
         subprocess.run([sys.executable, HERE / f"{name}.py", *arguments], check=True)
 
 

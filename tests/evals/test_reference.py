@@ -12,9 +12,16 @@ from overnight.evals import reference
 from overnight.presets import gpt2_124m
 
 EDU = Manifest(
-    source="fineweb-edu:sample-10BT", request={}, documents=1,
-    tokens={"train": 9_853_989_344, "val": 100_000_000}, bytes=1, dtype="uint16", split=BY_FIRST_SHARD, tokenizer={"kind": "gpt2"}, shards=[],
-)  # fmt: skip
+    source="fineweb-edu:sample-10BT",
+    request={},
+    documents=1,
+    tokens={"train": 9_853_989_344, "val": 100_000_000},
+    bytes=1,
+    dtype="uint16",
+    split=BY_FIRST_SHARD,
+    tokenizer={"kind": "gpt2"},
+    shards=[],
+)
 LECTURE = gpt2_124m()
 LLMC = replace(LECTURE, steps=18_865, optim=OptimConfig(min_lr=0.0, warmup_steps=700))
 
