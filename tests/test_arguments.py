@@ -13,6 +13,7 @@ from overnight.presets import PRESETS
 from overnight.verbs.doctor import Doctor
 from overnight.verbs.eval import Eval
 from overnight.verbs.export import Export
+from overnight.verbs.inspect import Inspect
 from overnight.verbs.plan import Plan
 from overnight.verbs.prepare import Prepare
 from overnight.verbs.sample import Sample
@@ -103,7 +104,7 @@ def test_a_missing_model_is_refused_with_what_it_may_be(kind: Any, verb: str) ->
         parse(kind, f"overnight {verb}", [])
 
 
-KINDS = [Config, Prepare, Eval, Sample, Export, Plan, Doctor]
+KINDS = [Config, Prepare, Eval, Sample, Inspect, Export, Plan, Doctor]
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)

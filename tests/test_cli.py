@@ -19,6 +19,7 @@ from overnight.presets import PRESETS
 from overnight.verbs.doctor import Doctor
 from overnight.verbs.eval import Eval
 from overnight.verbs.export import Export
+from overnight.verbs.inspect import Inspect
 from overnight.verbs.plan import Plan
 from overnight.verbs.prepare import Prepare
 from overnight.verbs.sample import Sample
@@ -212,6 +213,7 @@ KINDS = {
     "train shakespeare-cpu": Config,
     "eval": Eval,
     "sample": Sample,
+    "inspect": Inspect,
     "export": Export,
     "plan quickstart": Plan,
     "doctor": Doctor,

@@ -19,6 +19,7 @@ from overnight.presets import PRESETS
 from overnight.verbs.doctor import Doctor
 from overnight.verbs.eval import Eval
 from overnight.verbs.export import Export
+from overnight.verbs.inspect import Inspect
 from overnight.verbs.plan import Plan
 from overnight.verbs.prepare import Prepare
 from overnight.verbs.sample import Sample
@@ -293,7 +294,7 @@ def test_every_field_of_the_config_is_read() -> None:
     assert (leaves_of_config | {"colour"}) - read == {"colour"}
 
 
-VERBS = [Prepare, Eval, Sample, Export, Plan, Doctor]
+VERBS = [Prepare, Eval, Sample, Inspect, Export, Plan, Doctor]
 
 
 @pytest.mark.parametrize("verb", VERBS, ids=lambda verb: verb.__name__)

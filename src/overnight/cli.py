@@ -13,6 +13,7 @@ VERBS = {
     "train": ("PRESET", "a run in runs/NAME/; the same command again goes on where it was"),
     "eval": ("MODEL", "validation loss, HellaSwag, LAMBADA, perplexity, lm-eval"),
     "sample": ("MODEL", "text from a prompt"),
+    "inspect": ("MODEL", "a look into a checkpoint: tensors, position embeddings"),
     "export": ("MODEL", "weights for other people's programs"),
     "plan": ("PRESET", "parameters, FLOPs, memory, time and cost, before anything is spent"),
     "doctor": ("", "what this machine can do, and what would go wrong"),

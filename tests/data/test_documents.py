@@ -206,7 +206,7 @@ def test_a_damaged_gz_file_is_refused(content: bytes, tmp_path: Path) -> None:
         ("text:a.gz", r"cannot read a\.gz: known are"),
         ("a.png", r"to read the files of a\.png say text:a\.png\."),
         ("shakespear", r"unknown source 'shakespear'\. Did you mean shakespeare\? The sources are stdlib,"),
-        ("zzz", r"unknown source 'zzz'\. The sources are stdlib, shakespeare, text:PATH\."),
+        ("zzz", r"unknown source 'zzz'\. The sources are stdlib, shakespeare, text:PATH, shards:PATH\."),
     ],
 )
 def test_a_source_that_cannot_be_read_is_refused(

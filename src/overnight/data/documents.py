@@ -30,7 +30,7 @@ ONE_DOCUMENT = (".txt", ".md", ".py")
 ONE_A_LINE = (".jsonl",)
 SUFFIXES = ONE_DOCUMENT + ONE_A_LINE
 
-SOURCES = ("stdlib", "shakespeare", "text:PATH")
+SOURCES = ("stdlib", "shakespeare", "text:PATH", "shards:PATH")
 
 SHAKESPEARE_URL = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
 SHAKESPEARE_SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"

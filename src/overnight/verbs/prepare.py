@@ -15,7 +15,7 @@ class Prepare:
     """Documents -> tokens -> shards: a data folder that is whole or not there."""
 
     source: Positional[str]
-    """stdlib, shakespeare or text:PATH."""
+    """stdlib, shakespeare, text:PATH, or shards:PATH (ready-made tokens of llm.c, nanoGPT, build-nanogpt)."""
     out: str = ""
     """Folder to make (default: data/ and the source's name)."""
     tokenizer: str = ""
@@ -31,6 +31,7 @@ class Prepare:
 
 def run(arguments: list[str]) -> int:
     from overnight.data import prepare as preparing
+    from overnight.data import readymade
     from overnight.machine import cpu_count
     from overnight.terminal import size
 
@@ -38,9 +39,11 @@ def run(arguments: list[str]) -> int:
     out = Path(wanted.out or f"data/{Path(wanted.source.partition(':')[2] or wanted.source).resolve().stem}")
     tokenizer = wanted.tokenizer or preparing.default_tokenizer(wanted.source)
     existed = out.exists()
-    data = preparing.prepare(
-        wanted.source, out, tokenizer, wanted.workers or cpu_count(), wanted.shard_tokens
-    )
+    if wanted.source.startswith("shards:"):
+        data = readymade.prepare(wanted.source, out, tokenizer, wanted.shard_tokens)
+    else:
+        workers = wanted.workers or cpu_count()
+        data = preparing.prepare(wanted.source, out, tokenizer, workers, wanted.shard_tokens)
     made = data.manifest
     print(
         f"{out}{' was ready already' if existed else ''}: {made.documents:,} documents, "
