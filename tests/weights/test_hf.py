@@ -77,6 +77,7 @@ FIELDS: dict[str, Any] = {
     "tie_word_embeddings": False,
     "n_layer": "two",
     "n_embd": 0,
+    "n_positions": 2**40,
     "n_inner": 7,
     "n_head": 3,
 }
@@ -87,6 +88,14 @@ def test_another_architecture_is_refused_by_its_field(hf_folder: Path, field: st
     path = hf_folder / hf.CONFIG
     path.write_text(json.dumps(json.loads(path.read_text()) | {field: FIELDS[field]}))
     with pytest.raises(UserError, match=f"config.json is not a GPT-2 that Overnight computes: .*{field}"):
+        hf.read(hf_folder)
+
+
+@pytest.mark.parametrize(("field", "value"), [("n_layer", 10**9), ("activation_function", ["gelu"])])
+def test_absurd_fields_cost_nothing(hf_folder: Path, field: str, value: object) -> None:
+    path = hf_folder / hf.CONFIG
+    path.write_text(json.dumps(json.loads(path.read_text()) | {field: value}))
+    with pytest.raises(UserError, match=field):
         hf.read(hf_folder)
 
 

@@ -15,7 +15,7 @@ class Prepare:
     """Documents -> tokens -> shards: a data folder that is whole or not there."""
 
     source: Positional[str]
-    """stdlib, shakespeare, text:PATH, or shards:PATH (ready-made tokens of llm.c, nanoGPT, build-nanogpt)."""
+    """stdlib, shakespeare, text:PATH or shards:PATH (tokens of llm.c, nanoGPT, build-nanogpt)."""
     out: str = ""
     """Folder to make (default: data/ and the source's name)."""
     tokenizer: str = ""

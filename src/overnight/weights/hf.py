@@ -19,7 +19,7 @@ from overnight.data import tokens
 from overnight.errors import UserError
 from overnight.files import read_json
 from overnight.hub import NoSuchFile, fetch
-from overnight.weights.tensors import Weights, check
+from overnight.weights.tensors import LARGEST, Weights, check
 
 CONFIG, SINGLE, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 TOKENIZER = "overnight_tokenizer.json"  # ours, beside theirs, in folders that `export` made
@@ -99,12 +99,12 @@ def model_config(described: dict[str, Any], path: Path) -> ModelConfig:
         if described.get(name, None if name == "model_type" else value) != value
     ]
     activation = described.get("activation_function", "gelu_new")
-    if activation not in ACTIVATIONS:
+    if not isinstance(activation, str) or activation not in ACTIVATIONS:
         wrong.append(f"activation_function is {activation!r}, not one of {', '.join(ACTIVATIONS)}")
     sizes = {"n_layer": 12, "n_head": 12, "n_embd": 768, "n_positions": 1024, "vocab_size": 50_257}
     for name, usual in sizes.items():
         value = described.get(name, described.get("n_ctx", usual) if name == "n_positions" else usual)
-        if type(value) is not int or not 1 <= value < 2**31:
+        if type(value) is not int or not 1 <= value <= LARGEST[name == "n_layer"]:
             wrong.append(f"{name} is {value!r}, not a size")
         sizes[name] = value
     inner = described.get("n_inner")

@@ -16,7 +16,7 @@ from torch import Tensor
 from overnight.config import ModelConfig
 from overnight.data import tokens
 from overnight.errors import UserError
-from overnight.weights.tensors import Weights, check
+from overnight.weights.tensors import LARGEST, Weights, check
 
 SIZES = ("n_layer", "n_head", "n_embd", "block_size", "vocab_size")
 GPT2_ROWS = (50_257, 50_304)
@@ -59,7 +59,7 @@ def model_config(saved: Any, path: Path) -> ModelConfig:
         raise UserError(f"{path} is no checkpoint of nanoGPT: it has no model and model_args.")
     args = parts["model_args"]
     for name in SIZES:
-        if type(args.get(name)) is not int or not 1 <= args[name] < 2**24:
+        if type(args.get(name)) is not int or not 1 <= args[name] <= LARGEST[name == "n_layer"]:
             raise UserError(f"{path}: model_args has {name} {args.get(name)!r}, not a size.")
     if args["n_embd"] % args["n_head"]:
         raise UserError(f"{path}: n_head {args['n_head']} does not divide n_embd {args['n_embd']}.")

@@ -11,6 +11,7 @@ from overnight.data.tokens import Tokenizer
 from overnight.errors import UserError
 from overnight.models.gpt2 import GPT
 
+LARGEST = (2**24, 1000)  # of a size, and of a number of layers, in a file that is not damaged
 SHOWN = 2  # of the problems of a file; an error has three lines
 
 
