@@ -15,10 +15,11 @@ from pathlib import Path
 
 import pytest
 
-from overnight.data import documents, shards
+from overnight.data import documents, readers, shards, staging
 from overnight.data import prepare as preparing
-from overnight.data.manifest import Data
+from overnight.data.manifest import BY_FIRST_SHARD, Data
 from overnight.data.prepare import prepare
+from overnight.data.tokens import Tokenizer
 from overnight.errors import Failure, UserError
 
 
@@ -62,7 +63,7 @@ def some_documents(count: int) -> list[str]:
 @pytest.fixture
 def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     """As if documents were much longer than what is held and handed out at a time."""
-    monkeypatch.setattr(documents, "BLOCK", 200)
+    monkeypatch.setattr(readers, "BLOCK", 200)
     monkeypatch.setattr(preparing, "BATCH", 300)
 
 
@@ -211,7 +212,7 @@ def test_an_error_in_the_middle_leaves_nothing(tmp_path: Path, monkeypatch: pyte
     written = []
     finish = shards.ShardWriter._finish
     monkeypatch.setattr(
-        shards.ShardWriter, "_finish", lambda self: (written.extend(self.counts), finish(self))[1]
+        shards.ShardWriter, "_finish", lambda self: (written.append(len(self)), finish(self))[1]
     )
     with pytest.raises(UserError, match=r"z\.txt is not UTF-8") as refusal:
         prepare(source, tmp_path / "new" / "er" / "data", "gpt2", 1, shard_tokens=100)
@@ -235,14 +236,16 @@ def full(*_: object) -> None:
     ("where", "what"),
     [(shards.ShardWriter, "append"), (shards.ShardWriter, "close"), (preparing, "write_synced")],
 )
-def test_a_full_disk_leaves_nothing(
-    where: object, what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_full_disk_costs_nothing(where: object, what: str, tmp_path: Path) -> None:
     source = corpus(tmp_path / "corpus", some_documents(20))
-    monkeypatch.setattr(where, what, full)
-    with pytest.raises(Failure, match=r"^preparing .*data: the disk is full\. Free some space"):
-        prepare(source, tmp_path / "new" / "data", "char", 1, 10**8)
-    assert [path.name for path in tmp_path.iterdir()] == ["corpus"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(where, what, full)
+        with pytest.raises(Failure, match=r"^preparing .*data: the disk is full\. Free some space"):
+            prepare(source, tmp_path / "new" / "data", "char", 1, 10**8)
+    assert not (tmp_path / "new" / "data").exists()
+    prepare(source, tmp_path / "new" / "data", "char", 1, 10**8)
+    prepare(source, tmp_path / "undisturbed", "char", 1, 10**8)
+    assert contents(tmp_path / "new" / "data") == contents(tmp_path / "undisturbed")
 
 
 def test_a_disk_full_of_a_download_is_said_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -257,12 +260,16 @@ def die(batch: object) -> None:
     os._exit(9)
 
 
-def test_a_worker_that_dies_ends_it_with_a_remedy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_worker_that_dies_ends_it_with_a_remedy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     source = corpus(tmp_path / "corpus", some_documents(20))
-    monkeypatch.setattr("overnight.data.encode.encode_batch", die)
-    with pytest.raises(Failure, match=r"a worker process died .*: try fewer --workers\."):
-        prepare(source, tmp_path / "data", "char", 1, 10**8)
-    assert [path.name for path in tmp_path.iterdir()] == ["corpus"]
+    with monkeypatch.context() as patch:
+        patch.setattr("overnight.data.encode.encode_batch", die)
+        with pytest.raises(Failure, match=r"a worker process died .*: try fewer --workers\."):
+            prepare(source, tmp_path / "data", "char", 1, 10**8)
+    assert "is kept in" in capsys.readouterr().err
+    assert prepare(source, tmp_path / "data", "char", 1, 10**8).manifest.documents == 20
 
 
 # --- Again, and beside others
@@ -347,20 +354,153 @@ def test_a_folder_that_cannot_be_made_is_refused(tmp_path: Path) -> None:
 def test_two_at_once_are_refused(tmp_path: Path) -> None:
     source = corpus(tmp_path / "corpus", some_documents(20))
     out = tmp_path / "data"
-    with preparing.staging(out) as partial:
+    with contextlib.suppress(Crash), staging.staging(out, {}) as partial:
         (partial / "train_000009.bin").write_bytes(b"in the making")
         with pytest.raises(UserError, match=r"another `overnight prepare` is writing .*data: wait"):
             prepare(source, out, "char", 1, 10**8)
         assert contents(partial) == {"train_000009.bin": b"in the making"}
+        raise Crash
 
 
-def test_what_a_kill_has_left_is_cleared_away(tmp_path: Path) -> None:
+def test_what_a_kill_has_left_before_anything_counted_is_cleared_away(tmp_path: Path) -> None:
     source = corpus(tmp_path / "corpus", some_documents(20))
-    with preparing.staging(tmp_path / "data") as partial:
-        (partial / "train_000009.bin").write_bytes(b"in the making")
+    partial = tmp_path / ".data.partial"
+    partial.mkdir()
+    (partial / "train_000009.bin").write_bytes(b"in the making")
     prepare(source, tmp_path / "data", "char", 1, 10**8)
     assert not partial.exists()
     assert "train_000009.bin" not in contents(tmp_path / "data")
+
+
+# --- Going on
+
+
+class Crash(BaseException):
+    """As if the process had ended here."""
+
+
+class Crashing:
+    """Counts what `prepare` does to the disk and ends it at the `at`-th time."""
+
+    def __init__(self, patch: pytest.MonkeyPatch, at: int):
+        self.left = at
+        self.pieces = 0  # that were tokenised
+        for where, what in [
+            (shards.ShardWriter, "_finish"), (preparing, "write_synced"),
+            (preparing, "manifest"), (staging, "sync"), (os, "rename"), (Path, "unlink"),
+        ]:  # fmt: skip
+            patch.setattr(where, what, self.counted(getattr(where, what)))
+        patch.setattr(preparing, "in_order", self.here)
+        patch.setattr(preparing, "COMMIT_EVERY", 0)
+
+    def counted(self, action: Callable) -> Callable:
+        def act(*arguments: object, **options: object) -> object:
+            self.left -= 1
+            if self.left == 0:
+                raise Crash
+            return action(*arguments, **options)
+
+        return act
+
+    def here(self, batches: Iterator, tokenizer: Tokenizer, workers: int) -> Iterator:
+        """`in_order` without processes, which take a third of a second to start."""
+        for place, batch in batches:
+            self.pieces += len(batch)
+            yield place, [(first, held_out, tokenizer.encode(text)) for first, held_out, text in batch]
+
+
+@pytest.mark.usefixtures("small_pieces")
+@pytest.mark.parametrize(
+    ("rule", "short", "tokenizer"),
+    [(None, 0, "bpe:300"), (None, 100, "gpt2"), (BY_FIRST_SHARD, 0, "gpt2")],
+    ids=["few", "many", "first shard"],
+)
+def test_after_a_crash_anywhere_it_goes_on_to_the_same_bytes(
+    rule: str | None, short: int, tokenizer: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At each of its actions in turn."""
+    monkeypatch.setattr(documents.Source, "split", rule)
+    source = corpus(tmp_path / "corpus", some_documents(25) + [f"No. {i}" for i in range(short)])
+    (tmp_path / "corpus" / "more.txt").write_text(" ".join(some_documents(9)))
+    prepare(source, tmp_path / "undisturbed", tokenizer, 1, 97)
+    out = tmp_path / "data"
+    for at in range(1, 10_000):
+        with monkeypatch.context() as patch:
+            Crashing(patch, at)
+            with contextlib.suppress(Crash):
+                prepare(source, out, tokenizer, 1, 97)
+                break
+        with monkeypatch.context() as patch:
+            Crashing(patch, -1)
+            prepare(source, out, tokenizer, 1, 97)
+        assert contents(out) == contents(tmp_path / "undisturbed")
+        shutil.rmtree(out)
+    assert at > 25
+    assert not (tmp_path / ".data.partial").exists()
+
+
+@pytest.mark.usefixtures("small_pieces")
+def test_what_was_done_is_not_done_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Crash after crash: all in all, no more than a batch a crash is tokenised twice."""
+    source = corpus(tmp_path / "corpus", some_documents(150))
+    documents_done, crashes, tokenised = [], 0, 0
+    for _ in range(1000):
+        with monkeypatch.context() as patch:
+            crashing = Crashing(patch, 12)
+            try:
+                prepare(source, tmp_path / "data", "gpt2", 1, 500)
+                break
+            except Crash:
+                crashes += 1
+        tokenised += crashing.pieces
+        reached = json.loads((tmp_path / ".data.partial" / "progress.json").read_text())
+        documents_done.append(reached["place"]["documents"])
+    assert crashes >= 5
+    assert documents_done == sorted(documents_done)
+    assert len(set(documents_done)) >= 4
+    with monkeypatch.context() as patch:
+        once = Crashing(patch, -1)
+        prepare(source, tmp_path / "undisturbed", "gpt2", 1, 500)
+    assert tokenised <= once.pieces + crashes * 15
+    assert contents(tmp_path / "data") == contents(tmp_path / "undisturbed")
+
+
+def interrupted(source: str, out: Path, patch: pytest.MonkeyPatch) -> Path:
+    """The folder that a crash in the middle leaves."""
+    with patch.context() as context:
+        Crashing(context, 25)
+        with pytest.raises(Crash):
+            prepare(
+                **({"source": source, "out": out, "tokenizer": "gpt2", "workers": 1, "shard_tokens": 500})
+            )
+    return out.with_name(f".{out.name}.partial")
+
+
+@pytest.mark.usefixtures("small_pieces")
+def test_the_beginning_of_other_data_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = corpus(tmp_path / "corpus", some_documents(150))
+    partial = interrupted(source, tmp_path / "data", monkeypatch)
+    before = contents(partial)
+    with pytest.raises(UserError, match=r"holds the beginning of other data \(tokenizer gpt2, not char\)"):
+        prepare(source, tmp_path / "data", "char", 1, 500)
+    corpus(tmp_path / "corpus", some_documents(151))
+    with pytest.raises(UserError, match=r"other data \(its files have changed since\)\.\nRun that command"):
+        prepare(source, tmp_path / "data", "gpt2", 1, 500)
+    assert contents(partial) == before
+
+
+@pytest.mark.usefixtures("small_pieces")
+@pytest.mark.parametrize("name", ["progress.json", "tokenizer.json", "train_000001.bin", "val_000000.bin"])
+def test_a_damaged_beginning_is_named_and_left_alone(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = corpus(tmp_path / "corpus", some_documents(150))
+    partial = interrupted(source, tmp_path / "data", monkeypatch)
+    (partial / name).write_bytes(b"{}")
+    before = sorted(contents(partial))
+    with pytest.raises(UserError, match=r"damaged.*remove"):
+        prepare(source, tmp_path / "data", "gpt2", 1, 500)
+    assert sorted(contents(partial)) == before
 
 
 # --- As a process: kills, signals, memory
@@ -410,12 +550,13 @@ def writing(out: Path) -> Callable[[int], bool]:
 
 
 @POSIX
-def test_a_killed_prepare_has_made_nothing_and_can_be_run_again(novel: str, tmp_path: Path) -> None:
+def test_a_killed_prepare_goes_on(novel: str, tmp_path: Path) -> None:
     out = tmp_path / "data"
-    with started(novel, out, writing(out)) as process:
-        process.kill()
-        process.wait()
-        assert [path.name for path in tmp_path.iterdir()] == [".data.partial"]
+    for _ in range(2):
+        with started(novel, out, writing(out)) as process:
+            process.kill()
+            process.wait()
+            assert [path.name for path in tmp_path.iterdir()] == [".data.partial"]
     prepare(novel, out, "gpt2", 2, 10**8)
     assert [path.name for path in tmp_path.iterdir()] == ["data"]
     prepare(novel, tmp_path / "undisturbed", "gpt2", 2, 10**8)
@@ -433,19 +574,25 @@ def test_a_killed_prepare_leaves_no_workers_behind(novel: str, tmp_path: Path) -
 
 @POSIX
 @pytest.mark.parametrize(
-    ("stop", "number"),
-    [(os.killpg, signal.SIGINT), (os.kill, signal.SIGINT), (os.kill, signal.SIGTERM)],
-    ids=["Ctrl-C", "SIGINT", "SIGTERM"],
+    ("stop", "number", "code", "says"),
+    [
+        (os.killpg, signal.SIGINT, 130, "interrupted"),
+        (os.kill, signal.SIGINT, 130, "interrupted"),
+        (os.kill, signal.SIGTERM, 75, "stopped by SIGTERM."),
+        (os.killpg, signal.SIGTERM, 75, "stopped by SIGTERM."),
+    ],
+    ids=["Ctrl-C", "SIGINT", "SIGTERM", "SIGTERM to all"],
 )
-def test_an_interrupted_prepare_leaves_nothing(
-    stop: Callable[[int, int], None], number: int, novel: str, tmp_path: Path
+def test_an_interrupted_prepare_says_how_to_go_on(
+    stop: Callable[[int, int], None], number: int, code: int, says: str, novel: str, tmp_path: Path
 ) -> None:
     out = tmp_path / "new" / "data"
     with started(novel, out, writing(out)) as process:
         stop(process.pid, number)
-        assert process.communicate(timeout=30) == ("", "overnight: interrupted\n")
-        assert process.returncode == 130
-        assert not list(tmp_path.iterdir())
+        kept = f"What is done is kept in {out.parent}/.data.partial: the same command goes on from there.\n"
+        assert process.communicate(timeout=30) == ("", f"{kept}overnight: {says}\n")
+        assert process.returncode == code
+    assert prepare(novel, out, "gpt2", 2, 10**8).manifest.documents == 1
 
 
 def children(parent: int) -> Path:
@@ -464,9 +611,10 @@ def worker_begins(parent: int) -> bool:
 def test_ctrl_c_while_workers_start_is_no_traceback(novel: str, tmp_path: Path) -> None:
     with started(novel, tmp_path / "data", worker_begins) as process:
         os.killpg(process.pid, signal.SIGINT)
-        assert process.communicate(timeout=30) == ("", "overnight: interrupted\n")
+        said, error = process.communicate(timeout=30)
+        assert (said, error.splitlines()[-1]) == ("", "overnight: interrupted")
+        assert "Traceback" not in error
         assert process.returncode == 130
-        assert not list(tmp_path.iterdir())
 
 
 MEASURE = """

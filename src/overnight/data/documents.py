@@ -1,36 +1,30 @@
-"""A source -> its documents, as pieces of text small enough to hold.
+"""A SOURCE of the command line -> its documents, in a fixed order, file by file.
 
-stdlib        the modules of the Python that runs this, with the documentation inside them
-shakespeare   the 1.1 MB of Shakespeare that char-rnn and nanoGPT train on
-text:PATH     a file or a folder of .txt .md .py (one document each) and .jsonl ({"text": ...} a line),
-              each also as .gz
+stdlib               the modules of the Python that runs this, with the documentation inside them
+shakespeare          the 1.1 MB of Shakespeare that char-rnn and nanoGPT train on
+text:PATH            a file or a folder of the kinds that readers.py knows
+stackexchange:PATH   a dump's Posts.xml: a document a question with its answers (stackexchange.py)
+fineweb-edu[:sample-10BT|...]  fineweb[:...]  openwebtext  hf:DATASET[:CONFIG]   from the hub (corpora.py)
 """
 
-import codecs
-import gzip
 import hashlib
 import http.client
-import json
 import sys
 import sysconfig
-import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import IO, cast
+from typing import Any
 
+from overnight.data.readers import KNOWN, SUFFIXES, Piece, kind, read_file
 from overnight.errors import UserError, near
 from overnight.files import sha256_file, write_synced
 
-BLOCK = 1 << 20  # bytes read at a time, and the characters of a piece
-LONGEST_RUN = 16 << 20  # characters without a space after which a piece is cut all the same
-LONGEST_LINE = 64 << 20  # bytes of a line of .jsonl
-
-ONE_DOCUMENT = (".txt", ".md", ".py")
-ONE_A_LINE = (".jsonl",)
-SUFFIXES = ONE_DOCUMENT + ONE_A_LINE
-
-SOURCES = ("stdlib", "shakespeare", "text:PATH", "shards:PATH")
+HUB = ("fineweb-edu", "fineweb", "openwebtext", "hf")
+SOURCES = (
+    "stdlib", "shakespeare", "text:PATH", "stackexchange:PATH", "fineweb-edu", "fineweb", "openwebtext",
+    "hf:DATASET", "shards:PATH",
+)  # fmt: skip
 
 SHAKESPEARE_URL = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
 SHAKESPEARE_SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
@@ -39,56 +33,86 @@ SHAKESPEARE_SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2d
 STDLIB_LEFT_OUT = {"site-packages", "dist-packages", "test", "tests", "__pycache__", "encodings"}
 
 
-@dataclass(frozen=True)
-class Piece:
-    """Part of a document. Pieces of one document follow each other; `first` marks where one begins.
-
-    Cuts lie before a space or newline that follows a visible character, where GPT-2's pattern always ends
-    a word, so the tokens of the pieces are the tokens of the whole.
-    """
-
-    text: str
-    first: bool
-
-
-@dataclass(frozen=True)
 class Source:
-    """Where documents come from; iterating reads them again from the start, in the same order."""
+    """Where documents come from: files on this machine. Iterating reads them from the start, in the same
+    order each time. Other places are subclasses."""
 
-    name: str
-    paths: tuple[Path, ...]
+    split: str | None = None
+    """The rule of the validation split, where it does not depend on how many documents there are."""
 
-    @property
-    def size(self) -> int:
-        """Bytes on disk, compressed where the files are."""
-        return sum(path.stat().st_size for path in self.paths)
+    def __init__(self, name: str, paths: tuple[Path, ...]):
+        self.name, self.paths = name, paths
+        self.sizes = tuple(path.stat().st_size for path in paths)
+        self.read = 0  # bytes on disk
 
-    @property
+    @cached_property
     def fingerprint(self) -> str:
         """Changes with the files' names, order and sizes; cheap, so it does not look inside."""
-        listing = "\n".join(f"{path.name} {path.stat().st_size}" for path in self.paths)
+        listing = "\n".join(f"{path.name} {size}" for path, size in zip(self.paths, self.sizes, strict=True))
         return hashlib.sha256(listing.encode("utf-8", "surrogateescape")).hexdigest()
 
+    def __len__(self) -> int:
+        """Files."""
+        return len(self.sizes)
+
+    def begin(self, folder: Path) -> None:
+        """Called once before reading; what is put into `folder` is there again after an interruption."""
+
+    def pieces(self, number: int) -> Iterator[Piece]:
+        """The documents of a file."""
+        before = sum(self.sizes[:number])
+
+        def at(position: int) -> None:
+            self.read = before + position
+
+        yield from read_file(self.fetch(number), at)
+
+    def fetch(self, number: int) -> Path:
+        """Where a file lies."""
+        return self.paths[number]
+
+    def release(self, numbers: range) -> None:
+        """The tokens of these files are safe on the disk."""
+
+    @property
+    def progress(self) -> float:
+        """How much has been read, 0 to 1."""
+        return self.read / max(1, sum(self.sizes))
+
+    def details(self) -> dict[str, Any]:
+        """What the manifest should say of it beyond its name."""
+        return {}
+
     def __iter__(self) -> Iterator[Piece]:
-        for path in self.paths:
-            yield from read_file(path)
+        for number in range(len(self)):
+            yield from self.pieces(number)
 
 
-def find(source: str, downloads: Path) -> Source:
-    """The documents that a SOURCE of the command line names. Downloads are kept in `downloads`."""
+def find(source: str, downloads: Path, revision: str | None = None, keep: bool = False) -> Source:
+    """The documents that a SOURCE names. Downloads go to `downloads`; those from the hub are of `revision`
+    (default: the newest) and stay there afterwards if `keep`."""
+    name, _, rest = source.partition(":")
     if source == "stdlib":
         version = f"{sys.version_info.major}.{sys.version_info.minor}.{sys.version_info.micro}"
         return Source(f"stdlib of Python {version}", tuple(stdlib_files()))
     if source == "shakespeare":
         return Source(source, (download_shakespeare(downloads),))
-    if source.startswith("text:"):
-        return Source(source, tuple(text_files(Path(source.removeprefix("text:")))))
+    if name == "text" and rest:
+        return Source(source, tuple(text_files(Path(rest))))
     if Path(source).exists():
         raise UserError(f"to read the files of {source} say text:{source}.")
     raise UserError(
-        f"unknown source '{source}'.{near(source, ['stdlib', 'shakespeare', 'text:'])} "
+        f"unknown source '{source}'.{near(name, [known.partition(':')[0] for known in SOURCES])} "
         f"The sources are {', '.join(SOURCES)}."
     )
+
+
+def default_folder(source: str) -> Path:
+    """data/ and the source's name: `--out` when it is not given."""
+    name, _, rest = source.partition(":")
+    if name == "hf":
+        rest = rest.partition(":")[0].partition("@")[0]
+    return Path("data") / (Path(rest).resolve().stem if rest and name not in HUB[:-1] else name)
 
 
 def stdlib_files() -> list[Path]:
@@ -109,10 +133,9 @@ def stdlib_files() -> list[Path]:
 
 def text_files(path: Path) -> list[Path]:
     """The readable files at `path`, sorted by name, hidden ones left out."""
-    kinds = " ".join(SUFFIXES)
     if path.is_file():
         if kind(path) not in SUFFIXES:
-            raise UserError(f"cannot read {path}: known are {kinds}, each also as .gz.")
+            raise UserError(f"cannot read {path}: known are {KNOWN}.")
         return [path]
     if not path.is_dir():
         raise UserError(f"there is no file or folder {path}.")
@@ -124,14 +147,8 @@ def text_files(path: Path) -> list[Path]:
         and not any(part.startswith(".") for part in file.relative_to(path).parts)
     ]
     if not found:
-        raise UserError(f"the folder {path} has no text in it: known are {kinds}, each also as .gz.")
+        raise UserError(f"the folder {path} has no text in it: known are {KNOWN}.")
     return found
-
-
-def kind(path: Path) -> str:
-    """'.txt' of 'a.txt' and 'a.txt.gz'."""
-    name = path.name.lower().removesuffix(".gz")
-    return Path(name).suffix
 
 
 def download_shakespeare(folder: Path) -> Path:
@@ -159,83 +176,3 @@ def download_shakespeare(folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     write_synced(target, content)
     return target
-
-
-def read_file(path: Path) -> Iterator[Piece]:
-    """The pieces of one file."""
-    reader = read_lines if kind(path) in ONE_A_LINE else read_whole
-    try:
-        packed = path.name.lower().endswith(".gz")
-        with gzip.open(path) if packed else open(path, "rb") as file:
-            yield from reader(cast(IO[bytes], file), path)
-    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise UserError(f"{path} is a damaged .gz file: {error}. Fetch it again or leave it out.") from None
-    except PermissionError:
-        raise UserError(f"no permission to read {path}.") from None
-
-
-def read_whole(file: IO[bytes], path: Path) -> Iterator[Piece]:
-    """One document a file."""
-    decoder = codecs.getincrementaldecoder("utf-8")()
-    text, first, position = "", True, 0
-    while True:
-        block = file.read(BLOCK)
-        try:
-            text += decoder.decode(block, final=not block)
-        except UnicodeDecodeError as error:
-            # The decoder holds back the start of a character that the block before ended in.
-            where = position + error.start - (len(error.object) - len(block))
-            raise not_utf8(path, f"byte {where:,}") from None
-        position += len(block)
-        if not block:
-            break
-        end = cut(text)
-        if end:
-            yield Piece(text[:end], first)
-            text, first = text[end:], False
-    if text:
-        yield Piece(text, first)
-
-
-def read_lines(file: IO[bytes], path: Path) -> Iterator[Piece]:
-    """One document a line, an object whose "text" is a string; other fields and empty lines are skipped."""
-    number = 0
-    while line := file.readline(LONGEST_LINE):
-        number += 1
-        if len(line) == LONGEST_LINE:
-            raise UserError(f"{path}, line {number}: longer than {LONGEST_LINE >> 20} MiB; split it.")
-        if not line.strip():
-            continue
-        try:
-            text = json.loads(line)["text"]
-        except UnicodeDecodeError:
-            raise not_utf8(path, f"line {number:,}") from None
-        except (ValueError, KeyError, TypeError, RecursionError):
-            text = None
-        if not isinstance(text, str):
-            raise UserError(f'{path}, line {number}: not a JSON object with a string "text".')
-        # Half a surrogate pair ("\ud800") is valid JSON and no character; UTF-8 cannot hold it.
-        text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-        first = True
-        while text:
-            end = cut(text[: 2 * BLOCK]) if len(text) > 2 * BLOCK else 0
-            end = end or len(text)
-            yield Piece(text[:end], first)
-            text, first = text[end:], False
-
-
-def cut(text: str) -> int:
-    """Where `text` may be cut (see Piece), as far back as possible; 0 where more should be read first."""
-    if len(text) < BLOCK:
-        return 0
-    for i in range(len(text) - 1, 0, -1):
-        if text[i] in " \n" and not text[i - 1].isspace():
-            return i
-    return len(text) if len(text) >= LONGEST_RUN else 0
-
-
-def not_utf8(path: Path, where: str) -> UserError:
-    return UserError(
-        f"{path} is not UTF-8 text (at {where}).",
-        f"Convert it (iconv -f latin1 -t utf-8 {path.name} > new.txt) or leave it out.",
-    )

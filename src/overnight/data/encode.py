@@ -7,9 +7,9 @@ import signal
 import threading
 from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -17,6 +17,7 @@ from overnight.data import tokens
 from overnight.data.manifest import TOKENIZER
 from overnight.errors import Failure
 
+T = TypeVar("T")
 Batch = list[tuple[bool, bool, str]]  # (first piece of a document?, validation?, text)
 Encoded = list[tuple[bool, bool, np.ndarray]]  # the same with token ids in place of text
 
@@ -26,7 +27,8 @@ _tokenizer: tokens.Tokenizer  # of a worker process
 def begin_worker(described: dict[str, Any]) -> None:
     global _tokenizer
     threading.Thread(target=end_with_parent, daemon=True).start()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which ends its workers
+    for number in (signal.SIGINT, signal.SIGTERM):  # they are for the parent, which ends its workers
+        signal.signal(number, signal.SIG_IGN)
     _tokenizer = tokens.from_json(described, TOKENIZER)
 
 
@@ -55,8 +57,15 @@ def encode_batch(batch: Batch) -> Encoded:
     return [(first, validation, _tokenizer.encode(text)) for first, validation, text in batch]
 
 
-def in_order(batches: Iterator[Batch], tokenizer: tokens.Tokenizer, workers: int) -> Iterator[Encoded]:
-    """Encode batches in `workers` processes; results come in the order of the batches, a few in flight."""
+def finished(label: T, future: Future[Encoded]) -> tuple[T, Encoded]:
+    return label, future.result()
+
+
+def in_order(
+    batches: Iterator[tuple[T, Batch]], tokenizer: tokens.Tokenizer, workers: int
+) -> Iterator[tuple[T, Encoded]]:
+    """Encode batches in `workers` processes; results come in the order of the batches, a few in flight, each
+    with what came with its batch."""
     # Spawned, not forked: forking a process that has threads can hang, and Windows and macOS cannot.
     context = multiprocessing.get_context("spawn")
     pool = ProcessPoolExecutor(
@@ -66,12 +75,12 @@ def in_order(batches: Iterator[Batch], tokenizer: tokens.Tokenizer, workers: int
     with signals_for_the_parent():
         pool.submit(int)  # the first task starts the workers
     try:
-        for batch in batches:
-            waiting.append(pool.submit(encode_batch, batch))
+        for label, batch in batches:
+            waiting.append((label, pool.submit(encode_batch, batch)))
             if len(waiting) > workers + 2:
-                yield waiting.popleft().result()
+                yield finished(*waiting.popleft())
         while waiting:
-            yield waiting.popleft().result()
+            yield finished(*waiting.popleft())
     except BrokenProcessPool:
         raise Failure("a worker process died (out of memory, perhaps): try fewer --workers.") from None
     finally:

@@ -1,7 +1,7 @@
 """A prepared data folder: manifest.json, tokenizer.json and the shards they speak of."""
 
 import hashlib
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,8 @@ class Manifest:
     """kind, vocab_size, eot and sha256 of the tokenizer."""
     shards: list[dict[str, Any]]
     """file, split, tokens and sha256 of each shard, in order."""
+    details: dict[str, Any] = field(default_factory=dict)
+    """What the source says of itself: licences, the dump's date, a revision."""
     version: int = 1
 
     def to_json(self) -> dict[str, Any]:

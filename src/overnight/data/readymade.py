@@ -7,7 +7,6 @@ build-nanogpt     .npy of uint16
 The split is what the files' names say. Every id is compared with the tokenizer's vocabulary.
 """
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,12 +15,13 @@ import numpy as np
 
 from overnight.data import tokens
 from overnight.data.documents import Source
-from overnight.data.manifest import MANIFEST, TOKENIZER, Data, Manifest
-from overnight.data.prepare import already_there, staging
+from overnight.data.manifest import MANIFEST, TOKENIZER, Data
 from overnight.data.shards import KINDS, ShardWriter, open_shard
+from overnight.data.splits import manifest, totals
+from overnight.data.staging import already_there, staging
 from overnight.data.tokens import Tokenizer
 from overnight.errors import UserError
-from overnight.files import clear_disk_errors, parent_problem, sync, to_json, write_synced
+from overnight.files import clear_disk_errors, parent_problem, to_json, write_synced
 from overnight.terminal import Status
 
 BLOCK = 1 << 22  # tokens read at a time
@@ -43,13 +43,8 @@ def prepare(source: str, out: Path, tokenizer: str, shard_tokens: int) -> Data:
     }  # fmt: skip
     if (done := already_there(out, request)) is not None:
         return done
-    with clear_disk_errors(f"preparing {out}"), staging(out) as aside:
+    with clear_disk_errors(f"preparing {out}"), staging(out, request) as aside:
         build(splits, aside, request, chosen, shard_tokens)
-        sync(aside)
-        if out.is_dir():
-            out.rmdir()
-        os.rename(aside, out)
-        sync(out.parent)
     return Data(out)
 
 
@@ -137,16 +132,9 @@ def build(
                 status.update(lambda path=path, count=documents: f"{path}: {count:,} documents so far")  # type: ignore[misc]
         shards += writer.close()
     status.clear()
-    totals = {split: sum(shard["tokens"] for shard in shards if shard["split"] == split) for split in splits}
-    if min(totals.values()) < 2:
-        raise UserError(f"too few tokens: {totals['train']} of training, {totals['val']} of validation.")
+    found = totals(shards)
+    if min(found.values()) < 2:
+        raise UserError(f"too few tokens: {found['train']} of training, {found['val']} of validation.")
     write_synced(folder / TOKENIZER, to_json(tokenizer.to_json()))
-    described = {
-        "kind": tokenizer.kind, "vocab_size": tokenizer.vocab_size,
-        "eot": tokenizer.eot, "sha256": tokenizer.sha256,
-    }  # fmt: skip
-    manifest = Manifest(
-        source=request["source"], request=request, documents=max(1, documents), tokens=totals,
-        bytes=text_bytes, dtype=tokenizer.dtype.name, split=BY_NAME, tokenizer=described, shards=shards,
-    )  # fmt: skip
-    write_synced(folder / MANIFEST, to_json(manifest.to_json()))
+    described = manifest(shards, tokenizer, request, BY_NAME, max(1, documents), text_bytes)
+    write_synced(folder / MANIFEST, to_json(described.to_json()))

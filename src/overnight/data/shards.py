@@ -5,10 +5,11 @@ magic 20240520, version 1; uint32 with magic 20240801, version 7, for vocabulari
 Source of the format: llm.c, dev/data/data_common.py.
 """
 
+import os
 from bisect import bisect_right
 from collections.abc import Sequence
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import numpy as np
 
@@ -58,50 +59,72 @@ class ShardWriter:
     def __init__(self, folder: Path, split: str, first: int, shard_tokens: int, dtype: np.dtype):
         self.folder, self.split, self.first = folder, split, first
         self.shard_tokens, self.dtype = shard_tokens, dtype
-        self.counts: list[int] = []
-        self._file: IO[bytes] | None = None
+        self.shards: list[dict[str, Any]] = []  # the finished ones, as the manifest has them
+        self._file: IO[bytes] | None = None  # the one in hand, and its tokens
+        self._count = 0
+
+    def __len__(self) -> int:
+        """Tokens so far."""
+        return sum(shard["tokens"] for shard in self.shards) + self._count
 
     def append(self, tokens: np.ndarray) -> None:
         """Add tokens, (n,); they may end one shard and begin the next."""
         while len(tokens):
-            if self._file is None or self.counts[-1] == self.shard_tokens:
-                self._next()
-            part = tokens[: self.shard_tokens - self.counts[-1]]
-            assert self._file is not None
+            if self._file is None or self._count == self.shard_tokens:
+                self._finish()
+                self._file = open(self._path, "w+b")  # noqa: SIM115 (closed in _finish)
+                self._file.write(header(0, self.dtype))
+            part = tokens[: self.shard_tokens - self._count]
             self._file.write(part.astype(self.dtype, copy=False).tobytes())
-            self.counts[-1] += len(part)
+            self._count += len(part)
             tokens = tokens[len(part) :]
 
-    def close(self) -> list[dict]:
+    def close(self) -> list[dict[str, Any]]:
         """Sync the shards; their entries for the manifest."""
         self._finish()
-        return [
-            {
-                "file": path.name,
-                "split": self.split,
-                "tokens": count,
-                "sha256": sha256_file(path),
-            }
-            for path, count in zip(map(self._path, range(len(self.counts))), self.counts, strict=True)
-        ]
+        return self.shards
 
-    def _path(self, number: int) -> Path:
-        return self.folder / f"{self.split}_{self.first + number:06d}.bin"
+    def sync(self) -> dict[str, Any]:
+        """Make sure that the tokens so far are on the disk; what `resume` needs to go on from here."""
+        if self._file is not None:
+            self._file.flush()
+            os.fsync(self._file.fileno())
+        return {"shards": list(self.shards), "open": self._count if self._file else None}
 
-    def _next(self) -> None:
-        self._finish()
-        self.counts.append(0)
-        self._file = open(self._path(len(self.counts) - 1), "wb")  # noqa: SIM115 (closed in _finish)
-        self._file.write(header(0, self.dtype))
+    def resume(self, state: dict[str, Any]) -> None:
+        """Go on from a state of `sync`: what was written after it is cut off. Raises ValueError if the files
+        hold less than they did."""
+        self.shards = list(state["shards"])
+        for shard in self.shards:
+            expected = HEADER_BYTES + shard["tokens"] * self.dtype.itemsize
+            if (self.folder / shard["file"]).stat().st_size != expected:
+                raise ValueError(f"{shard['file']} is not as long as it was")
+        if state["open"] is not None:
+            self._file, self._count = open(self._path, "r+b"), state["open"]  # noqa: SIM115
+            end = HEADER_BYTES + self._count * self.dtype.itemsize
+            if self._file.seek(0, os.SEEK_END) < end:
+                raise ValueError(f"{self._path.name} is shorter than it was")
+            self._file.truncate(end)
+            self._file.seek(end)
+
+    @property
+    def _path(self) -> Path:
+        """The shard in hand, or the next."""
+        return self.folder / f"{self.split}_{self.first + len(self.shards):06d}.bin"
 
     def _finish(self) -> None:
         """Fill in the header of the shard in hand, now that its tokens are counted."""
         if self._file is not None:
+            path = self._path
             self._file.seek(0)
-            self._file.write(header(self.counts[-1], self.dtype))
+            self._file.write(header(self._count, self.dtype))
             self._file.close()
-            sync(Path(self._file.name))
-            self._file = None
+            sync(path)
+            entry = {
+                "file": path.name, "split": self.split, "tokens": self._count, "sha256": sha256_file(path)
+            }  # fmt: skip
+            self.shards.append(entry)
+            self._file, self._count = None, 0
 
 
 class Tokens:

@@ -32,11 +32,12 @@ class Prepare:
 def run(arguments: list[str]) -> int:
     from overnight.data import prepare as preparing
     from overnight.data import readymade
+    from overnight.data.documents import default_folder
     from overnight.machine import cpu_count
     from overnight.terminal import size
 
     wanted = parse(Prepare, "overnight prepare", arguments)
-    out = Path(wanted.out or f"data/{Path(wanted.source.partition(':')[2] or wanted.source).resolve().stem}")
+    out = Path(wanted.out) if wanted.out else default_folder(wanted.source)
     tokenizer = wanted.tokenizer or preparing.default_tokenizer(wanted.source)
     existed = out.exists()
     if wanted.source.startswith("shards:"):

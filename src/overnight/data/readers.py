@@ -1,0 +1,210 @@
+"""A file -> its documents, as pieces of text small enough to hold.
+
+.txt .md .py    one document a file
+.jsonl          one a line: {"text": ...}
+.parquet        one a row: the column "text"
+
+All but .parquet may be packed as .gz or .zst.
+"""
+
+import codecs
+import gzip
+import io
+import json
+import zlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, cast
+
+from overnight.errors import UserError
+
+BLOCK = 1 << 20  # bytes read at a time, and the characters of a piece
+LONGEST_RUN = 16 << 20  # characters without a space after which a piece is cut all the same
+LONGEST_LINE = 64 << 20  # bytes of a line of .jsonl
+ROWS = 256  # of a parquet file decoded at a time
+MOST_TEXT = 250  # times a packed file's size: text packs 3 to 20 times smaller, a bomb 1,000 times and more
+ANY_TEXT = 64 << 20  # characters that a small file may unpack to, whatever its size
+
+ONE_DOCUMENT = (".txt", ".md", ".py")
+ONE_A_LINE = (".jsonl",)
+ONE_A_ROW = (".parquet",)
+SUFFIXES = ONE_DOCUMENT + ONE_A_LINE + ONE_A_ROW
+PACKED = (".gz", ".zst")
+KNOWN = f"{' '.join(SUFFIXES)}, each also as .gz or .zst"
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Part of a document. Pieces of one document follow each other; `first` marks where one begins.
+
+    Cuts lie before a space or newline that follows a visible character, where GPT-2's pattern always ends
+    a word, so the tokens of the pieces are the tokens of the whole.
+    """
+
+    text: str
+    first: bool
+
+
+def kind(path: Path) -> str:
+    """'.txt' of 'a.txt' and 'a.txt.gz'."""
+    name = path.name.lower()
+    for packing in PACKED:
+        name = name.removesuffix(packing)
+    return Path(name).suffix
+
+
+def read_file(path: Path, at: Callable[[int], object] = lambda position: None) -> Iterator[Piece]:
+    """The pieces of one file; `at` is told how many of its bytes on disk have been read."""
+    packed = path.suffix.lower() in (*PACKED, *ONE_A_ROW)
+    characters = 0
+    try:
+        with open(path, "rb") as raw:
+            most = ANY_TEXT + MOST_TEXT * path.stat().st_size
+            for piece in reader(path)(unpacked(raw, path), path):
+                characters += len(piece.text)
+                if packed and characters > most:
+                    raise UserError(
+                        f"{path} holds over {MOST_TEXT} times its own size in text: no text packs so well.",
+                        "Leave it out, or unpack it and look at it.",
+                    )
+                at(raw.tell())
+                yield piece
+    except (EOFError, zlib.error) as error:
+        raise damaged(path, error) from None
+    except PermissionError:
+        raise UserError(f"no permission to read {path}.") from None
+    except OSError as error:
+        if error.errno is not None:  # the disk's, not the packing's
+            raise
+        raise damaged(path, error) from None
+
+
+def reader(path: Path) -> Callable[[IO[bytes], Path], Iterator[Piece]]:
+    if kind(path) in ONE_A_ROW:
+        return read_rows
+    return read_lines if kind(path) in ONE_A_LINE else read_whole
+
+
+def unpacked(raw: IO[bytes], path: Path) -> IO[bytes]:
+    """The content of a file that is open, a stream."""
+    packing = path.suffix.lower()
+    if packing == ".gz":
+        return cast(IO[bytes], gzip.GzipFile(fileobj=raw))
+    if packing == ".zst":
+        # pyarrow's, because it tells a file that is cut short from one that ends.
+        return cast(IO[bytes], io.BufferedReader(pyarrow(path).CompressedInputStream(raw, "zstd"), BLOCK))
+    return raw
+
+
+def read_whole(file: IO[bytes], path: Path) -> Iterator[Piece]:
+    """One document a file."""
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    text, first, position = "", True, 0
+    while True:
+        block = file.read(BLOCK)
+        try:
+            text += decoder.decode(block, final=not block)
+        except UnicodeDecodeError as error:
+            # The decoder holds back the start of a character that the block before ended in.
+            where = position + error.start - (len(error.object) - len(block))
+            raise not_utf8(path, f"byte {where:,}") from None
+        position += len(block)
+        if not block:
+            break
+        end = cut(text)
+        if end:
+            yield Piece(text[:end], first)
+            text, first = text[end:], False
+    if text:
+        yield Piece(text, first)
+
+
+def read_lines(file: IO[bytes], path: Path) -> Iterator[Piece]:
+    """One document a line, an object whose "text" is a string; other fields and empty lines are skipped."""
+    number = 0
+    while line := file.readline(LONGEST_LINE):
+        number += 1
+        if len(line) == LONGEST_LINE:
+            raise UserError(f"{path}, line {number}: longer than {LONGEST_LINE >> 20} MiB; split it.")
+        if not line.strip():
+            continue
+        try:
+            text = json.loads(line)["text"]
+        except UnicodeDecodeError:
+            raise not_utf8(path, f"line {number:,}") from None
+        except (ValueError, KeyError, TypeError, RecursionError):
+            text = None
+        if not isinstance(text, str):
+            raise UserError(f'{path}, line {number}: not a JSON object with a string "text".')
+        # Half a surrogate pair ("\ud800") is valid JSON and no character; UTF-8 cannot hold it.
+        yield from pieces(text.encode("utf-16", "surrogatepass").decode("utf-16", "replace"))
+
+
+def read_rows(file: IO[bytes], path: Path) -> Iterator[Piece]:
+    """One document a row, the string in the column "text"; a row without one (null) is no document. Of a
+    row group, a page of that column is in memory at a time."""
+    types = pyarrow(path).types
+    import pyarrow.parquet as parquet
+
+    row = 0
+    try:
+        table = parquet.ParquetFile(file, buffer_size=BLOCK)
+        columns = {field.name: field.type for field in table.schema_arrow}
+        if "text" not in columns:
+            raise UserError(f'{path} has no column "text", but {", ".join(columns)}: rename the right one.')
+        held = columns["text"]
+        held = held.value_type if types.is_dictionary(held) else held
+        if not (types.is_string(held) or types.is_large_string(held) or types.is_string_view(held)):
+            raise UserError(f'{path}: the column "text" holds {held}, not strings.')
+        for group in range(table.num_row_groups):
+            for batch in table.iter_batches(ROWS, row_groups=[group], columns=["text"]):
+                for text in batch.column(0):
+                    row += 1
+                    yield from pieces(text.as_py() or "")
+    except UnicodeDecodeError:
+        raise not_utf8(path, f"row {row:,}") from None
+    except (ValueError, MemoryError, NotImplementedError) as error:  # what pyarrow's own errors are
+        raise damaged(path, error) from None
+
+
+def pieces(text: str) -> Iterator[Piece]:
+    """A document that is in memory, cut up."""
+    first = True
+    while text:
+        end = cut(text[: 2 * BLOCK]) if len(text) > 2 * BLOCK else 0
+        end = end or len(text)
+        yield Piece(text[:end], first)
+        text, first = text[end:], False
+
+
+def cut(text: str) -> int:
+    """Where `text` may be cut (see Piece), as far back as possible; 0 where more should be read first."""
+    if len(text) < BLOCK:
+        return 0
+    for i in range(len(text) - 1, 0, -1):
+        if text[i] in " \n" and not text[i - 1].isspace():
+            return i
+    return len(text) if len(text) >= LONGEST_RUN else 0
+
+
+def pyarrow(path: Path) -> Any:
+    try:
+        import pyarrow
+    except ImportError:
+        raise UserError(f"reading {path.name} needs an extra: pip install 'overnight[data]'.") from None
+    return pyarrow
+
+
+def damaged(path: Path, error: BaseException) -> UserError:
+    reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(". ")
+    return UserError(
+        f"{path} is a damaged {path.suffix.lower()} file: {reason}. Fetch it again or leave it out."
+    )
+
+
+def not_utf8(path: Path, where: str) -> UserError:
+    return UserError(
+        f"{path} is not UTF-8 text (at {where}).",
+        f"Convert it (iconv -f latin1 -t utf-8 {path.name} > new.txt) or leave it out.",
+    )
