@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from overnight.data import tokens
+from overnight.data import fast, tokens
 from overnight.data.manifest import TOKENIZER
 from overnight.errors import Failure
 
@@ -21,15 +21,15 @@ T = TypeVar("T")
 Batch = list[tuple[bool, bool, str]]  # (first piece of a document?, validation?, text)
 Encoded = list[tuple[bool, bool, np.ndarray]]  # the same with token ids in place of text
 
-_tokenizer: tokens.Tokenizer  # of a worker process
+_encode: fast.Encode  # of a worker process
 
 
 def begin_worker(described: dict[str, Any]) -> None:
-    global _tokenizer
+    global _encode
     threading.Thread(target=end_with_parent, daemon=True).start()
     for number in (signal.SIGINT, signal.SIGTERM):  # they are for the parent, which ends its workers
         signal.signal(number, signal.SIG_IGN)
-    _tokenizer = tokens.from_json(described, TOKENIZER)
+    _encode = fast.encoder(tokens.from_json(described, TOKENIZER))
 
 
 @contextlib.contextmanager
@@ -54,7 +54,7 @@ def end_with_parent() -> None:
 
 
 def encode_batch(batch: Batch) -> Encoded:
-    return [(first, validation, _tokenizer.encode(text)) for first, validation, text in batch]
+    return [(first, validation, _encode(text)) for first, validation, text in batch]
 
 
 def finished(label: T, future: Future[Encoded]) -> tuple[T, Encoded]:

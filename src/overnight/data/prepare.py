@@ -160,8 +160,7 @@ def build(
         rule = source.split or (BY_TAIL if has_few_documents(source) else BY_HASH)
         training = first_nine_tenths(source) if rule == BY_TAIL else outside_validation(source)
         tokenizer = make(watched(source, status, "characters"), watched(training, status, "merges"))
-        described = compact(tokenizer) if tokenizer.kind == "bpe" else to_json(tokenizer.to_json())
-        write_synced(folder / TOKENIZER, described)
+        write_tokenizer(folder, tokenizer)
         splits, place = Splits(folder, rule, shard_tokens, tokenizer), Place()
         commit(folder, request, splits, place)
     committed = time.monotonic()
@@ -174,14 +173,31 @@ def build(
             committed = time.monotonic()
         last = reached
     status.clear()
-    if last.documents == 0:
-        raise UserError(f"{source.name} has no text in it: nothing to prepare.")
     commit(folder, request, splits, last)
-    shards = splits.close(source.name)
-    described_data = manifest(
-        shards, splits.tokenizer, request, splits.rule, last.documents, last.bytes, source.details()
-    )
-    write_synced(folder / MANIFEST, to_json(described_data.to_json()))
+    complete(folder, request, splits, last.documents, last.bytes, source.details())
+
+
+def complete(
+    folder: Path,
+    request: dict[str, Any],
+    splits: Splits,
+    documents: int,
+    text_bytes: int,
+    details: dict[str, Any],
+) -> None:
+    """Finish the shards and write the manifest, with which the folder is whole."""
+    if documents == 0:
+        raise UserError(f"{request['source']} has no text in it: nothing to prepare.")
+    shards = splits.close(request["source"])
+    made = manifest(shards, splits.tokenizer, request, splits.rule, documents, text_bytes, details)
+    write_synced(folder / MANIFEST, to_json(made.to_json()))
+
+
+def write_tokenizer(folder: Path, tokenizer: tokens.Tokenizer) -> None:
+    """tokenizer.json; thousands of merges are not for reading and stand on one line."""
+    described = tokenizer.to_json()
+    compact = json.dumps(described, separators=(",", ":")) + "\n"
+    write_synced(folder / TOKENIZER, compact if tokenizer.kind == "bpe" else to_json(described))
 
 
 def commit(folder: Path, request: dict[str, Any], splits: Splits, place: Place) -> None:
@@ -253,11 +269,6 @@ def watched(pieces: Iterable[Piece], status: Status, what: str) -> Iterator[Piec
         status.update(lambda line=line: line)  # type: ignore[misc]
         yield piece
     status.clear()
-
-
-def compact(tokenizer: tokens.Tokenizer) -> str:
-    """JSON on one line: thousands of merges are not for reading."""
-    return json.dumps(tokenizer.to_json(), separators=(",", ":")) + "\n"
 
 
 def outside_validation(source: documents.Source) -> Iterator[Piece]:
