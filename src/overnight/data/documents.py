@@ -13,6 +13,7 @@ import sys
 import sysconfig
 from collections.abc import Iterator
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -58,14 +59,14 @@ class Source:
     def begin(self, folder: Path) -> None:
         """Called once before reading; what is put into `folder` is there again after an interruption."""
 
-    def pieces(self, number: int) -> Iterator[Piece]:
-        """The documents of a file."""
+    def pieces(self, number: int, skip: int = 0) -> Iterator[Piece]:
+        """The documents of a file, but for the first `skip` pieces."""
         before = sum(self.sizes[:number])
 
         def at(position: int) -> None:
             self.read = before + position
 
-        yield from read_file(self.fetch(number), at)
+        yield from islice(read_file(self.fetch(number), at), skip, None)
 
     def fetch(self, number: int) -> Path:
         """Where a file lies."""
@@ -99,6 +100,10 @@ def find(source: str, downloads: Path, revision: str | None = None, keep: bool =
         return Source(source, (download_shakespeare(downloads),))
     if name == "text" and rest:
         return Source(source, tuple(text_files(Path(rest))))
+    if name == "stackexchange" and rest:
+        from overnight.data import stackexchange
+
+        return stackexchange.Dump(source, stackexchange.find_posts(Path(rest)))
     if Path(source).exists():
         raise UserError(f"to read the files of {source} say text:{source}.")
     raise UserError(

@@ -226,7 +226,7 @@ def batches(
     held, began = 0, None
     for number in range(place.file, len(source)):
         skip = place.pieces if number == place.file else 0
-        for taken, piece in enumerate(islice(source.pieces(number), skip, None), skip + 1):
+        for taken, piece in enumerate(source.pieces(number, skip), skip + 1):
             if began is None:
                 began = (time.monotonic(), source.progress, place.bytes)
             place = Place(

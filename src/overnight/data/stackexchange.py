@@ -1,0 +1,196 @@
+"""A dump of a Stack Exchange site (archive.org/details/stackexchange) -> a document a question.
+
+Posts.xml has questions and answers mixed, by their dates, with HTML inside. It is streamed once into a
+database on the disk, which brings each question's answers together; then every question is written as
+Markdown: its title, its text, its answers from the highest score down. Questions come by their number. Left
+out are answers to questions that the dump does not have and posts of other kinds (tag wikis, for one).
+"""
+
+import errno
+import os
+import sqlite3
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Callable, Iterator
+from itertools import groupby, islice
+from pathlib import Path
+from typing import Any
+
+from overnight.data.documents import Source
+from overnight.data.readers import Piece
+from overnight.errors import UserError
+from overnight.files import sync
+from overnight.terminal import Status
+
+QUESTION, ANSWER = 1, 2  # PostTypeId
+COLUMNS = "question, kind, score, id, title, body, licence, date"
+IN_ORDER = "ORDER BY question, kind, score DESC, id"
+HAS_QUESTION = (
+    f"EXISTS (SELECT 1 FROM posts asked WHERE asked.question = posts.question AND kind = {QUESTION})"
+)
+
+
+def find_posts(path: Path) -> Path:
+    """The Posts.xml that a path names, itself or by its folder."""
+    posts = path / "Posts.xml" if path.is_dir() else path
+    if path.suffix == ".7z":
+        raise UserError(f"{path} is packed: unpack it (7z x {path.name}) and name the folder.")
+    if not posts.is_file():
+        raise UserError(f"there is no {posts}: stackexchange:PATH is a dump's Posts.xml or its folder.")
+    if posts.suffix != ".xml":
+        raise UserError(f"{posts} is no .xml file: stackexchange:PATH is a dump's Posts.xml or its folder.")
+    return posts
+
+
+class Dump(Source):
+    """The questions of one Posts.xml."""
+
+    def __init__(self, name: str, posts: Path):
+        super().__init__(name, (posts,))
+        self.questions = self.done = 0
+        self._database: sqlite3.Connection
+
+    def begin(self, folder: Path) -> None:
+        """Bring the posts together in `folder`, unless they are."""
+        folder.mkdir(exist_ok=True)
+        database = folder / f"{self.fingerprint[:16]}.sqlite"
+        if not database.is_file():
+            aside = database.with_suffix(".partial")
+            aside.unlink(missing_ok=True)
+            collect(self.paths[0], aside)
+            os.replace(aside, database)
+        self._database = sqlite3.connect(database)
+        (self.questions,) = self._database.execute(
+            f"SELECT count(*) FROM posts WHERE kind = {QUESTION}"
+        ).fetchone()
+
+    def pieces(self, number: int, skip: int = 0) -> Iterator[Piece]:
+        """A piece a question, however long: no site lets posts grow beyond 30,000 characters."""
+        markdown = converter()
+        rows = self._database.execute(f"SELECT question, kind, title, body FROM posts {IN_ORDER}")
+        asked = (
+            posts
+            for _, group in groupby(rows, key=lambda row: row[0])
+            if (posts := list(group))[0][1] == QUESTION
+        )
+        for self.done, posts in enumerate(islice(asked, skip, None), skip + 1):
+            _, _, title, _ = posts[0]
+            bodies = [markdown(body) for _, _, _, body in posts]
+            yield Piece("\n\n## Answer\n\n".join([f"# {title}\n\n{bodies[0]}", *bodies[1:]]) + "\n", True)
+
+    @property
+    def progress(self) -> float:
+        return self.done / max(1, self.questions)
+
+    def details(self) -> dict[str, Any]:
+        """The site, the day of its newest post, and the licences of the posts that were used."""
+        licences = self._database.execute(
+            f"SELECT licence, count(*) FROM posts WHERE {HAS_QUESTION} GROUP BY licence ORDER BY licence"
+        )
+        newest, used = self._database.execute(
+            f"SELECT max(date), count(*) FROM posts WHERE {HAS_QUESTION}"
+        ).fetchone()
+        return {
+            "site": self.paths[0].resolve().parent.name,
+            "dump": (newest or "")[:10],
+            "licences": dict(licences.fetchall()),
+            "questions": self.questions,
+            "answers": used - self.questions,
+        }
+
+
+def collect(posts: Path, database: Path) -> None:
+    """Posts.xml -> a table of questions and answers, with an index in the order of the documents."""
+    os.environ.setdefault("SQLITE_TMPDIR", str(database.parent))  # where the index is sorted: there is room
+    connection = sqlite3.connect(database)
+    try:
+        connection.execute("PRAGMA journal_mode = OFF")  # a kill leaves a file that nobody opens
+        connection.execute("PRAGMA synchronous = OFF")
+        connection.execute(f"CREATE TABLE posts ({COLUMNS})")
+        connection.executemany("INSERT INTO posts VALUES (?, ?, ?, ?, ?, ?, ?, ?)", read_posts(posts))
+        connection.execute("CREATE INDEX in_order ON posts (question, kind, score DESC, id)")
+        connection.commit()
+    except sqlite3.OperationalError as error:
+        if error.sqlite_errorcode == sqlite3.SQLITE_FULL:
+            raise OSError(errno.ENOSPC, "the disk is full", str(database)) from None
+        raise
+    finally:
+        connection.close()
+    sync(database)
+
+
+def read_posts(posts: Path) -> Iterator[tuple]:
+    """The rows of the table, streamed: memory does not grow with the file."""
+    try:
+        from defusedxml import DefusedXmlException
+        from defusedxml.ElementTree import iterparse
+    except ImportError:
+        raise UserError("reading stackexchange: needs an extra: pip install 'overnight[data]'.") from None
+    status, size, number = Status(), posts.stat().st_size, 0
+    try:
+        with open(posts, "rb") as file:
+            root = None
+            for event, element in iterparse(file, events=("start", "end"), forbid_dtd=True):
+                if root is None:
+                    root = element
+                if event == "end" and element is not root:
+                    number += 1
+                    yield from row_of(element.attrib, f"{posts}, row {number}")
+                    root.clear()  # else every row that was read stays in memory
+                    done = file.tell() / max(1, size)
+                    status.update(lambda done=done: f"reading {posts.name}: {100 * done:.0f}%")  # type: ignore[misc]
+    except DefusedXmlException:
+        raise UserError(f"{posts} declares entities or a DTD, which no dump has: it is not read.") from None
+    except ElementTree.ParseError as error:
+        raise UserError(f"{posts} is damaged XML ({error}). Unpack it again.") from None
+    status.clear()
+
+
+def row_of(post: dict[str, str], where: str) -> Iterator[tuple]:
+    """The row of a question or an answer; nothing for other kinds."""
+    try:
+        kind = int(post["PostTypeId"])
+        if kind in (QUESTION, ANSWER):
+            number = int(post["Id"])
+            question = number if kind == QUESTION else int(post["ParentId"])
+            yield (
+                question, kind, int(post.get("Score", 0)), number, post.get("Title", "Untitled"),
+                post.get("Body", ""), post.get("ContentLicense", "unknown"), post.get("CreationDate", ""),
+            )  # fmt: skip
+    except (KeyError, ValueError) as error:
+        raise UserError(
+            f"{where} is no post: {type(error).__name__} {error}. Unpack the dump again."
+        ) from None
+
+
+def converter() -> Callable[[str], str]:
+    """HTML -> Markdown, a function."""
+    try:
+        from bs4 import BeautifulSoup
+        from markdownify import ATX, MarkdownConverter
+    except ImportError:
+        raise UserError("reading stackexchange: needs an extra: pip install 'overnight[data]'.") from None
+
+    class Converter(MarkdownConverter):
+        def convert_pre(self, el: Any, text: str, parent_tags: Any) -> str:
+            """Code as it is, between fences longer than any inside."""
+            code = el.get_text().strip("\n")
+            fence = "```"
+            while fence in code:
+                fence += "`"
+            return f"\n\n{fence}\n{code}\n{fence}\n\n"
+
+        def convert_img(self, el: Any, text: str, parent_tags: Any) -> str:
+            return el.get("alt") or ""
+
+    convert = Converter(
+        heading_style=ATX, bullets="-", escape_asterisks=False, escape_underscores=False, escape_misc=False
+    )
+
+    def markdown(html: str) -> str:
+        soup = BeautifulSoup(html.replace("\r\n", "\n"), "html.parser")
+        try:
+            return convert.convert_soup(soup).strip()
+        except RecursionError:  # a thousand tags inside one another: their text will do
+            return soup.get_text().strip()
+
+    return markdown
