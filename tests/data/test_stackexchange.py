@@ -93,7 +93,7 @@ CODE = st.text(st.sampled_from("ab_*`~#<>&\\\"' \t\n-=|[]()é漢0."), min_size=1
 
 @given(code=CODE)
 def test_code_stays_what_it_was(code: str) -> None:
-    """The fence is found by its own rule: the longest run of backticks, and what lies between two such lines."""
+    """Between fences that are longer than any inside."""
     html = f"<p>before</p><pre><code>{escape(code)}</code></pre><p>after</p>"
     text = markdown(html)
     fence = "```"
