@@ -10,6 +10,7 @@ the files, which gives the bytes that `overnight prepare` gives. Behind datatrov
 """
 
 import hashlib
+import shutil
 from collections.abc import Iterable, Iterator
 from itertools import groupby
 from pathlib import Path
@@ -75,9 +76,13 @@ class Tokenise(PipelineStep):
 
     def own_files(self, rank: int, world_size: int) -> Iterator[tuple[str, Iterator[Piece]]]:
         assert self.source is not None
-        for number in range(rank, len(self.source), world_size):
-            yield f"{number:06d}", self.source.pieces(number)
-            self.source.release(range(number, number + 1))
+        mine = self.source.part(rank, world_size)
+        scratch = self.parts / f"scratch_{rank:05d}"
+        mine.begin(scratch)
+        for number in range(len(mine)):
+            yield f"{rank + number * world_size:06d}", mine.pieces(number)
+            mine.release(range(number + 1))
+        shutil.rmtree(scratch, ignore_errors=True)
 
     def write(self, key: str, found: Iterable[Piece], encode: fast.Encode) -> dict[str, Any]:
         """One part: NAME.bin has the ids, NAME.npy a row a piece, (ids, bits)."""

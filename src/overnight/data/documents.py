@@ -68,6 +68,10 @@ class Source:
 
         yield from islice(read_file(self.fetch(number), at), skip, None)
 
+    def part(self, rank: int, world_size: int) -> "Source":
+        """The files of one of several machines: every `world_size`-th, from number `rank` on."""
+        return Source(self.name, self.paths[rank::world_size])
+
     def fetch(self, number: int) -> Path:
         """Where a file lies."""
         return self.paths[number]
@@ -89,9 +93,22 @@ class Source:
             yield from self.pieces(number)
 
 
+def full_name(source: str) -> str:
+    """A SOURCE with what its name leaves out."""
+    if not on_the_hub(source):
+        return source
+    from overnight.data import corpora
+
+    return corpora.full_name(source)
+
+
+def on_the_hub(source: str) -> bool:
+    return source.partition(":")[0].partition("@")[0] in HUB
+
+
 def find(source: str, downloads: Path, revision: str | None = None, keep: bool = False) -> Source:
-    """The documents that a SOURCE names. Downloads go to `downloads`; those from the hub are of `revision`
-    (default: the newest) and stay there afterwards if `keep`."""
+    """The documents that a SOURCE names. Downloads stay in `downloads`: those from the hub, which are of
+    `revision` (default: the newest), only if `keep`."""
     name, _, rest = source.partition(":")
     if source == "stdlib":
         version = f"{sys.version_info.major}.{sys.version_info.minor}.{sys.version_info.micro}"
@@ -104,6 +121,10 @@ def find(source: str, downloads: Path, revision: str | None = None, keep: bool =
         from overnight.data import stackexchange
 
         return stackexchange.Dump(source, stackexchange.find_posts(Path(rest)))
+    if on_the_hub(source):
+        from overnight.data import corpora
+
+        return corpora.find(source, downloads if keep else None, revision)
     if Path(source).exists():
         raise UserError(f"to read the files of {source} say text:{source}.")
     raise UserError(
@@ -116,8 +137,10 @@ def default_folder(source: str) -> Path:
     """data/ and the source's name: `--out` when it is not given."""
     name, _, rest = source.partition(":")
     if name == "hf":
-        rest = rest.partition(":")[0].partition("@")[0]
-    return Path("data") / (Path(rest).resolve().stem if rest and name not in HUB[:-1] else name)
+        return Path("data") / Path(rest.partition(":")[0].partition("@")[0]).name
+    if name.partition("@")[0] in HUB:
+        return Path("data") / name.partition("@")[0]
+    return Path("data") / Path(rest or source).resolve().stem
 
 
 def stdlib_files() -> list[Path]:

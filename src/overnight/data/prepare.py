@@ -67,13 +67,19 @@ def prepare(
     make = tokenizer_maker(tokenizer, problems)
     if problems:
         raise UserError(*problems)
+    source = documents.full_name(source)
     known = Path(tokenizer).is_file()
     request: dict[str, Any] = {
         "source": source,
         "tokenizer": tokens.load(Path(tokenizer)).sha256 if known else tokenizer,
         "shard_tokens": shard_tokens,
     }
-    elsewhere = source == "shakespeare" or source.partition(":")[0] in documents.HUB
+    elsewhere = source == "shakespeare" or documents.on_the_hub(source)
+    if documents.on_the_hub(source) and tokenizer == "char" and not keep_downloads:
+        raise UserError(
+            f"--tokenizer char reads all of {source} before the first token: add --keep-downloads,",
+            "if the disk holds all of it.",
+        )
     if elsewhere and (done := already_there(out, request)) is not None:
         return done  # also without what it was made from
     begun = request_of(partial(out)) if elsewhere else None

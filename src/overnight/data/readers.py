@@ -27,9 +27,9 @@ MOST_TEXT = 250  # times a packed file's size: text packs 3 to 20 times smaller,
 ANY_TEXT = 64 << 20  # characters that a small file may unpack to, whatever its size
 
 ONE_DOCUMENT = (".txt", ".md", ".py")
-ONE_A_LINE = (".jsonl",)
+ONE_A_LINE = (".jsonl", ".json")  # the hub has lines under both names
 ONE_A_ROW = (".parquet",)
-SUFFIXES = ONE_DOCUMENT + ONE_A_LINE + ONE_A_ROW
+SUFFIXES = (*ONE_DOCUMENT, ".jsonl", *ONE_A_ROW)  # of a folder; .json there is seldom text
 PACKED = (".gz", ".zst")
 KNOWN = f"{' '.join(SUFFIXES)}, each also as .gz or .zst"
 

@@ -77,6 +77,9 @@ class Dump(Source):
             bodies = [markdown(body) for _, _, _, body in posts]
             yield Piece("\n\n## Answer\n\n".join([f"# {title}\n\n{bodies[0]}", *bodies[1:]]) + "\n", True)
 
+    def part(self, rank: int, world_size: int) -> Source:
+        raise UserError(f"{self.name} is one file: use `overnight prepare`.")
+
     @property
     def progress(self) -> float:
         return self.done / max(1, self.questions)

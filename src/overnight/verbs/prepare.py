@@ -15,7 +15,9 @@ class Prepare:
     """Documents -> tokens -> shards: a data folder that is whole or not there."""
 
     source: Positional[str]
-    """stdlib, shakespeare, text:PATH or shards:PATH (tokens of llm.c, nanoGPT, build-nanogpt)."""
+    """stdlib, shakespeare, text:PATH (.txt .md .py .jsonl .parquet, .gz, .zst), fineweb-edu[:sample-10BT],
+    fineweb[:...], openwebtext, hf:DATASET[:CONFIG], stackexchange:PATH, shards:PATH (tokens of llm.c,
+    nanoGPT, build-nanogpt)."""
     out: str = ""
     """Folder to make (default: data/ and the source's name)."""
     tokenizer: str = ""
@@ -24,6 +26,9 @@ class Prepare:
     """Processes that tokenise (default: one a CPU). The result does not depend on it."""
     shard_tokens: int = 100_000_000
     """Tokens of a shard."""
+    keep_downloads: bool = False
+    """Keep what came from the hub in downloads/ beside the folder; else a file goes when its tokens are
+    safe."""
 
     def __post_init__(self) -> None:
         refuse(at_least(self, "", 0, "workers"))
@@ -44,7 +49,9 @@ def run(arguments: list[str]) -> int:
         data = readymade.prepare(wanted.source, out, tokenizer, wanted.shard_tokens)
     else:
         workers = wanted.workers or cpu_count()
-        data = preparing.prepare(wanted.source, out, tokenizer, workers, wanted.shard_tokens)
+        data = preparing.prepare(
+            wanted.source, out, tokenizer, workers, wanted.shard_tokens, wanted.keep_downloads
+        )
     made = data.manifest
     print(
         f"{out}{' was ready already' if existed else ''}: {made.documents:,} documents, "
