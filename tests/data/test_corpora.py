@@ -62,6 +62,15 @@ def hub() -> Iterator[Misbehaving]:
         yield state
 
 
+def begin_process(command: list[str], hub: Misbehaving, home: Path, **more: str) -> subprocess.Popen[str]:
+    """huggingface_hub reads the environment when it is imported."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
+    hubs = {"HF_ENDPOINT": hub.endpoint, "HF_HOME": str(home / "home"), "HF_HUB_DOWNLOAD_TIMEOUT": "2"}
+    environment = kept | hubs | {"NO_PROXY": "*"} | more
+    pipe = subprocess.PIPE
+    return subprocess.Popen(command, cwd=home, env=environment, text=True, stdout=pipe, stderr=pipe)
+
+
 Start = Callable[..., subprocess.Popen[str]]
 
 
@@ -70,15 +79,8 @@ def start(hub: Misbehaving, tmp_path: Path) -> Start:
     """`start("fineweb-edu", ...)`: prepare it, in a process of its own."""
 
     def begin(*arguments: str, **more: str) -> subprocess.Popen[str]:
-        kept = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
-        environment = kept | {
-            "HF_ENDPOINT": hub.endpoint, "HF_HOME": str(tmp_path / "home"), "NO_PROXY": "*",
-            "HF_HUB_DOWNLOAD_TIMEOUT": "2",
-        } | more  # fmt: skip
         command = [sys.executable, "-c", SLOWLY, "prepare", *arguments, "--workers", "1"]
-        return subprocess.Popen(
-            command, cwd=tmp_path, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-        )
+        return begin_process(command, hub, tmp_path, **more)
 
     return begin
 
@@ -278,3 +280,24 @@ def test_the_published_curves_know_the_corpus_by_its_name(
     """But only with 100 M tokens of validation, which this one has not."""
     assert run(start, "fineweb-edu", *SHARDS)[0] == 0
     assert corpus(Data(tmp_path / "data" / "fineweb-edu").manifest) is None
+
+
+TWO_TASKS = """
+import sys
+from overnight.data.cluster import Finish, Tokenise
+for rank in (0, 1):
+    Tokenise("parts", "fineweb-edu").run(None, rank, 2)
+Finish("parts", "together", shard_tokens=20_000).run()
+"""
+
+
+def test_two_machines_share_the_files(hub: Misbehaving, start: Start, tmp_path: Path) -> None:
+    """Each downloads its own."""
+    program = start("fineweb-edu", *SHARDS, "--out", "alone")
+    together = begin_process([sys.executable, "-c", TWO_TASKS], hub, tmp_path)
+    assert program.wait(timeout=60) == 0
+    _, err = together.communicate(timeout=60)
+    assert together.returncode == 0, err
+    assert contents(tmp_path / "together") == contents(tmp_path / "alone")
+    assert sum(hub.sent.values()) == 2 * sum(map(len, CONTENT.values()))
+    assert not list((tmp_path / "parts").glob("scratch*"))
