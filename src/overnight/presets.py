@@ -102,7 +102,7 @@ def finetune_shakespeare() -> Config:
 def gpt2_124m() -> Config:
     """The lecture's run: GPT-2 (124M) on 10 B tokens of FineWeb-Edu, 19,073 steps.
 
-    overnight prepare text:PATH --out data/fineweb-edu && overnight train gpt2-124m --processes 8
+    overnight prepare fineweb-edu && overnight train gpt2-124m --processes 8
     Cost: 10.0 B tokens at 855 MFLOP, 8.6 EFLOP: 13 hours of one A100 at llm.c's 218 k tokens/s.
     Result to expect: validation loss 3.03 to 3.09, HellaSwag 0.300 to 0.306 (honest third-party runs of the
     lecture); OpenAI's GPT-2 124M has 3.29 and 0.2945 on the same files.
