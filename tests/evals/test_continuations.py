@@ -82,6 +82,20 @@ def test_a_context_that_is_too_long_loses_its_beginning(opinionated: GPT) -> Non
             score(opinionated, [Item(context, [[5] * 65])], world, contextlib.nullcontext)
 
 
+def test_many_continuations_of_a_context_do_not_make_one_long_sequence(opinionated: GPT) -> None:
+    """lm-eval asks for thousands behind <|endoftext|>, and attention is quadratic in what is fed at once."""
+    draw = random.Random(9)
+    endings = [[draw.randrange(50_257) for _ in range(draw.randint(1, 30))] for _ in range(40)]
+    item = Item([50_256], endings)
+    parts = list(continuations.fitted(item, 0, 64))
+    assert max(part.length for _, _, part in parts) <= 64
+    assert [ids for _, _, part in parts for ids in part.continuations] == endings
+    with connect("cpu") as world:
+        (scores,) = score(opinionated, [item], world, contextlib.nullcontext)
+    for ids, one in zip(endings, scores, strict=True):
+        assert one.log_likelihood == pytest.approx(alone(opinionated, [50_256], ids)[0], rel=1e-5)
+
+
 @pytest.mark.parametrize("ranks", [2, 3, 7])
 @pytest.mark.parametrize("count", [1, 5, 8])
 def test_every_continuation_is_scored_by_exactly_one_rank(

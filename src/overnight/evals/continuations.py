@@ -97,15 +97,21 @@ Part = tuple[int, int, Item]  # an item's number, the number of the first of its
 
 
 def fitted(item: Item, number: int, block_size: int) -> Iterator[Part]:
-    """The item as it is or, where a continuation reaches beyond block_size, one part a continuation, each
-    with as much of the context's end as fits."""
+    """The item in parts of at most block_size tokens, because attention's cost is quadratic in them: as many
+    continuations in each as fit, one at least, with as much of the context's end as fits."""
     check(item, block_size)
-    if len(item.context) + max(map(len, item.continuations)) - 1 <= block_size:
-        yield number, 0, item
-        return
-    for i, ids in enumerate(item.continuations):
-        room = block_size + 1 - len(ids)
-        yield number, i, Item(item.context[-room:], [ids])
+    first, together = 0, item.continuations[:1]
+    for i, ids in enumerate(item.continuations[1:], 1):
+        if Item(item.context, [*together, ids]).length > block_size:
+            yield number, first, cropped(item.context, together, block_size)
+            first, together = i, []
+        together.append(ids)
+    yield number, first, cropped(item.context, together, block_size)
+
+
+def cropped(context: list[int], continuations: list[list[int]], block_size: int) -> Item:
+    room = block_size - sum(len(ids) - 1 for ids in continuations)
+    return Item(context[-room:], continuations)
 
 
 def check(item: Item, block_size: int) -> None:
