@@ -3,6 +3,8 @@
 import contextlib
 import json
 import math
+import socket
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,7 @@ from torch.nn import functional as F
 
 from overnight.data.tokens import Tokenizer
 from overnight.errors import UserError
-from overnight.evals import lambada
+from overnight.evals import lambada, tasks
 from overnight.models.gpt2 import GPT
 from overnight.world import connect
 
@@ -127,3 +129,25 @@ def test_wrong_input_is_refused(cli: Cli, run: Path, arguments: str, message: st
     assert refused.code == 2
     assert message in refused.err
     assert len(refused.err.splitlines()) <= 3
+
+
+def test_a_download_that_breaks_off_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Chunks that end too early, and an answer that is no HTTP."""
+    broken = [b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n10\r\nabc", b"garbage\r\n\r\n"]
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        monkeypatch.setattr(tasks, "HELLASWAG_URL", f"http://127.0.0.1:{server.getsockname()[1]}/x")
+
+        def answer() -> None:
+            for content in broken:
+                connection = server.accept()[0]
+                with connection:
+                    connection.recv(4096)
+                    connection.sendall(content)
+
+        thread = threading.Thread(target=answer, daemon=True)
+        thread.start()
+        for _ in broken:
+            with pytest.raises(UserError, match="cannot download HellaSwag"):
+                tasks.download_hellaswag(tmp_path / "downloads")
+        thread.join(10)
+    assert not (tmp_path / "downloads").exists()

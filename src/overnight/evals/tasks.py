@@ -1,6 +1,7 @@
 """The tasks of `overnight eval`: input is read and checked first, for all of them; then they are run."""
 
 import functools
+import http.client
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
@@ -87,7 +88,7 @@ def download_hellaswag(folder: Path = DOWNLOADS) -> Path:
     try:
         with urllib.request.urlopen(HELLASWAG_URL, timeout=30) as response:
             content = response.read(100 << 20)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, http.client.HTTPException) as error:
         reason = getattr(error, "reason", error)
         raise UserError(
             f"cannot download HellaSwag ({reason}).",
