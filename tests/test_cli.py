@@ -151,7 +151,7 @@ WRONG = {
     "sample x --prompt Zoo": "the character 'Z' (U+005A) is not one of the",
     "sample x --prompt \udcff": "not valid Unicode",
     f"sample x --seed {2**64}": "seed",
-    "prepare": "stdlib, shakespeare, text:PATH or shards:PATH",
+    "prepare": "stdlib, shakespeare, text:PATH",
     "prepare stdlb --out new": "Did you mean stdlib?",
     "prepare text.txt --out new": "say text:text.txt",
     "prepare text:nowhere --out new": "there is no file or folder nowhere",

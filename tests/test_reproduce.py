@@ -30,7 +30,16 @@ def reproduce(folder: Path, *arguments: str, overnight: str = "") -> subprocess.
 
 def test_a_run_is_started_again_until_it_is_done(data_folder: Path, tmp_path: Path) -> None:
     """Each process has time for a step or so; the real command, and a run that ends."""
-    arguments = ["shakespeare-cpu", *TINY, "--data", str(data_folder), "--run", "night", "--max-minutes", "0.0001"]
+    arguments = [
+        "shakespeare-cpu",
+        *TINY,
+        "--data",
+        str(data_folder),
+        "--run",
+        "night",
+        "--max-minutes",
+        "0.0001",
+    ]
     done = reproduce(tmp_path, *arguments)
     assert done.returncode == 0, done.stderr
     records = [json.loads(line) for line in (tmp_path / "runs/night/records.jsonl").read_text().splitlines()]

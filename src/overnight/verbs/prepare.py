@@ -15,9 +15,8 @@ class Prepare:
     """Documents -> tokens -> shards: a data folder that is whole or not there."""
 
     source: Positional[str]
-    """stdlib, shakespeare, text:PATH (.txt .md .py .jsonl .parquet, .gz, .zst), fineweb-edu[:sample-10BT],
-    fineweb[:...], openwebtext, hf:DATASET[:CONFIG], stackexchange:PATH, shards:PATH (tokens of llm.c,
-    nanoGPT, build-nanogpt)."""
+    """stdlib, shakespeare, text:PATH, stackexchange:PATH, shards:PATH (ready-made tokens), or from the hub
+    fineweb-edu[:CONFIG], fineweb[:CONFIG], openwebtext, hf:DATASET[:CONFIG]."""
     out: str = ""
     """Folder to make (default: data/ and the source's name)."""
     tokenizer: str = ""
