@@ -82,8 +82,11 @@ def to_hf(weights: Weights, tokenizer: Tokenizer, out: Path, card: str) -> float
         )
         write_json(folder / hf.TOKENIZER, tokenizer.to_json())
         (folder / "README.md").write_text(card, encoding="utf-8")
+        ours = sample_of(
+            weights.model(), used
+        )  # while transformers may still be on its way (verbs/export.py)
         theirs = import_transformers()
-        return None if theirs is None else compare(theirs.from_pretrained(folder), weights.model(), used)
+        return None if theirs is None else compare(theirs.from_pretrained(folder), *ours)
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -151,18 +154,25 @@ def import_transformers() -> Any:
 
 
 @torch.no_grad()
-def compare(theirs: Any, ours: GPT, n_tokens: int) -> float:
-    """The largest difference of a logit between a model of transformers and ours."""
-    theirs.eval()
+def sample_of(ours: GPT, n_tokens: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """A few random tokens that the model goes on with greedily, (1, n) ids, and the logits of all of them."""
     length = min(16, ours.config.block_size)
-    ids = torch.randint(n_tokens, (1, length), generator=torch.Generator().manual_seed(1))
-    difference = (ours.logits(ours.hidden(ids))[..., :n_tokens] - theirs(ids).logits).abs().max().item()
+    begin = max(1, length // 2)
+    prompt = torch.randint(n_tokens, (1, begin), generator=torch.Generator().manual_seed(1))
+    text = list(generate(ours, prompt, length - begin, Sampling(0.0), 0, n_tokens))
+    ids = torch.cat([prompt, *(token[:, None] for token in text)], 1)
+    return ids, ours.logits(ours.hidden(ids))[..., :n_tokens]
+
+
+@torch.no_grad()
+def compare(theirs: Any, ids: torch.Tensor, logits: torch.Tensor) -> float:
+    """The largest difference of a logit between a model of transformers and ours (`sample_of`)."""
+    found = theirs.eval()(ids).logits
+    difference = (logits - found).abs().max().item()
     if not difference <= TOLERANCE:
         raise Failure(f"transformers' logits differ from ours by {difference:.2g}: the export is wrong.")
-    prompt = ids[:, : max(1, length // 2)]
-    text = torch.stack(list(generate(ours, prompt, length - prompt.size(1), Sampling(0.0), 0, n_tokens)), 1)
-    again = theirs(torch.cat([prompt, text], 1)).logits[:, prompt.size(1) - 1 : -1].argmax(-1)
-    if not torch.equal(again, text):
+    begin = max(1, ids.size(1) // 2)
+    if not torch.equal(found[:, begin - 1 : -1].argmax(-1), ids[:, begin:]):
         raise Failure("transformers goes on with another greedy text than ours: the export is wrong.")
     return difference
 
