@@ -7,12 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from lm_eval import simple_evaluate
 from lm_eval.tasks import TaskManager
 
 from overnight.data.tokens import Tokenizer
+from overnight.errors import UserError
 from overnight.evals import hellaswag
-from overnight.evals.harness import OvernightLM, numbers
+from overnight.evals.harness import OvernightLM, harness, numbers
 from overnight.generate import Sampling, texts
 from overnight.models.gpt2 import GPT
 from overnight.world import connect
@@ -79,21 +81,23 @@ class Request:
         self.args = args
 
 
-def test_rolling_likelihood_predicts_every_token_once(opinionated: GPT, tokenizer: Tokenizer) -> None:
-    text = "the night is long and the model learns " * 20  # several windows
+def test_rolling_likelihood_is_lm_evals(opinionated: GPT, tokenizer: Tokenizer) -> None:
+    """Windows of the context side by side, each token predicted once; the last window reaches back, so that
+    its tokens have a whole context too."""
+    text = "the night is long and the model learns " * 20
     ids = [tokenizer.eot, *tokenizer.encode(text).tolist()]
+    assert (len(ids) - 1) % 64
     expected = 0.0
-    import torch
-
-    for at in range(0, len(ids) - 1, 64):
-        window = torch.tensor([ids[at : at + 65]])
+    for at in range(1, len(ids), 64):
+        end = min(at + 64, len(ids))
+        window = torch.tensor([ids[max(0, end - 65) : end]])
         with torch.no_grad():
-            expected -= opinionated.token_losses(window[:, :-1], window[:, 1:]).sum().item()
+            losses = opinionated.token_losses(window[:, :-1], window[:, 1:])[0]
+        expected -= losses[-(end - at) :].double().sum().item()
     with connect("cpu") as world:
         lm = OvernightLM(opinionated, tokenizer, world, contextlib.nullcontext)
-        (found,) = lm.loglikelihood_rolling([Request(text)])
-    # A window's first token has one token of context here, as its first input has there.
-    assert found == pytest.approx(expected, rel=1e-5)
+        found = lm.loglikelihood_rolling([Request(text), Request("")])
+    assert found == [pytest.approx(expected, rel=1e-6), 0.0]
 
 
 def test_text_is_generated_up_to_a_stop(opinionated: GPT, tokenizer: Tokenizer) -> None:
@@ -110,3 +114,35 @@ def test_an_unknown_task_is_refused(cli: Callable[..., Any], run: Path) -> None:
     refused = cli("eval", "x", "--harness", "no_such_task_at_all")
     assert refused.code == 2
     assert "lm-eval has no task no_such_task_at_all" in refused.err
+
+
+def test_how_text_is_generated_follows_lm_evals_rules(opinionated: GPT, tokenizer: Tokenizer) -> None:
+    """Not drawing wins over a temperature, lengths have several names, empty stops stop nothing."""
+    greedy = {"until": [], "max_gen_toks": 5}
+    others = [
+        {"until": [], "max_gen_toks": 5, "do_sample": False, "temperature": 1.0},
+        {"until": None, "max_new_tokens": 5},
+        {"until": [""], "max_gen_toks": 5},
+    ]
+    with connect("cpu") as world:
+        lm = OvernightLM(opinionated, tokenizer, world, contextlib.nullcontext)
+        first, *rest = lm.generate_until([Request("The night", how) for how in (greedy, *others)])
+    assert first
+    assert rest == [first] * 3
+
+
+def test_a_continuation_without_tokens_of_its_own_is_refused(opinionated: GPT, tokenizer: Tokenizer) -> None:
+    with connect("cpu") as world:
+        lm = OvernightLM(opinionated, tokenizer, world, contextlib.nullcontext)
+        with pytest.raises(UserError, match="'believable' is, which has no token of its own"):
+            lm.loglikelihood([Request("the un", "believable")])
+
+
+@pytest.mark.parametrize("tasks", ["hellaswag", "hellasw*"])
+def test_data_that_cannot_be_fetched_is_no_traceback(
+    opinionated: GPT, tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tasks: str
+) -> None:
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path)
+    monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
+    with connect("cpu") as world, pytest.raises(UserError, match="lm-eval cannot read its data"):
+        harness(opinionated, tokenizer, [tasks], 2, world, contextlib.nullcontext)

@@ -16,6 +16,8 @@ from overnight.world import World
 
 try:
     from lm_eval.api.model import TemplateLM
+    from lm_eval.models.utils import normalize_gen_kwargs, postprocess_generated_text
+    from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 except ImportError:
     raise UserError("--harness needs EleutherAI's lm-eval: pip install 'overnight[eval]'") from None
 
@@ -45,7 +47,9 @@ class OvernightLM(TemplateLM):
     ) -> list[tuple[float, bool]]:
         """Requests that follow each other with one context become one item, encoded once."""
         items: list[Item] = []
-        for _, context, continuation in requests:
+        for texts, context, continuation in requests:
+            if not continuation:  # it is merged into the context's last token, or empty
+                raise UserError(f"lm-eval asks how likely {texts[1]!r} is, which has no token of its own.")
             if items and items[-1].context == context:
                 items[-1].continuations.append(continuation)
             else:
@@ -53,13 +57,12 @@ class OvernightLM(TemplateLM):
         return [(one.log_likelihood, one.greedy) for one in self._score(items)]
 
     def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = False) -> list[float]:
-        """Of whole texts: windows of block_size side by side, each token predicted once."""
+        """Of whole texts, each token predicted once, in lm-eval's windows: the last one reaches back."""
         size, found = self.model.config.block_size, []
         for request in requests:
-            ids = [self.prefix_token_id, *self.tok_encode(request.args[0])]
-            windows = [
-                Item(ids[at : at + 1], [ids[at + 1 : at + 1 + size]]) for at in range(0, len(ids) - 1, size)
-            ]
+            ids = self.tok_encode(request.args[0])
+            pairs = map(make_disjoint_window, get_rolling_token_windows(ids, self.prefix_token_id, size, 1))
+            windows = [Item(context, [continuation]) for context, continuation in pairs]
             found.append(float(np.sum([one.log_likelihood for one in self._score(windows)])))
         return found
 
@@ -68,11 +71,9 @@ class OvernightLM(TemplateLM):
         return [self._generate(*request.args) for request in requests]
 
     def _generate(self, prompt: str, how: dict[str, Any]) -> str:
-        until = how.get("until") or []
-        until = [until] if isinstance(until, str) else list(until)
-        length = int(how.get("max_gen_toks", 256))
-        drawn = how.get("do_sample") or how.get("temperature")
-        sampling = Sampling(float(how.get("temperature", 1.0)) if drawn else 0.0)
+        how = dict(normalize_gen_kwargs(how | {"until": how.get("until") or []}))
+        until, length = [stop for stop in how["until"] if stop], how["max_gen_toks"]
+        sampling = Sampling(how["temperature"] if how["do_sample"] else 0.0)
         ids = self.tok_encode(prompt) or [self.prefix_token_id]
         ids = ids[-max(1, self.model.config.block_size - length) :]
         written: list[int] = []
@@ -86,8 +87,7 @@ class OvernightLM(TemplateLM):
                 text = self.tokenizer.decode(written)
                 if any(stop in text for stop in until):
                     break
-        ends = [text.index(stop) for stop in until if stop in text]
-        return text[: min(ends, default=len(text))]
+        return postprocess_generated_text(text, until, None)
 
 
 def harness(
@@ -95,19 +95,26 @@ def harness(
 ) -> dict[str, dict[str, Any]]:
     """lm-eval's results: task -> {metric: value}. items: of each task, 0 for all.
 
-    Raises UserError for a task that lm-eval does not have.
+    Raises UserError for a task that lm-eval does not have, and for data that it cannot fetch.
     """
     from lm_eval import simple_evaluate
     from lm_eval.tasks import TaskManager
 
     manager = TaskManager()
-    unknown = [task for task in tasks if not manager.match_tasks([task])]
+    matched = {task: manager.match_tasks([task]) for task in tasks}  # 'arc_*' is several
+    unknown = [task for task, names in matched.items() if not names]
     if unknown:
         raise UserError(f"lm-eval has no task {', '.join(unknown)} (`lm-eval ls tasks` lists them).")
     lm = OvernightLM(model, tokenizer, world, autocast)
-    found = simple_evaluate(
-        lm, tasks=list(tasks), limit=items or None, bootstrap_iters=0, task_manager=manager, log_samples=False
-    )
+    names = [name for names in matched.values() for name in names]
+    try:
+        found = simple_evaluate(
+            lm, tasks=names, limit=items or None, bootstrap_iters=0, task_manager=manager, log_samples=False
+        )
+    except OSError as error:  # the hub's errors, offline mode included, are all of this kind
+        raise UserError(
+            f"lm-eval cannot read its data: {error}", "Tasks fetch theirs from the hub, or from its cache."
+        ) from None
     return {task: numbers(results) for task, results in found["results"].items()}
 
 
