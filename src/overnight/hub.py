@@ -156,8 +156,8 @@ def persist(
                 why += f" and asks to wait {duration(asked)}"
             if (delay := patience.delay(error)) is None:
                 raise Failure(
-                    f"the hub's {repository}/{file or ''} could not be fetched: {why}.",
-                    f"It was tried for {duration(patience.seconds)} without progress." if not asked else "",
+                    f"the hub's {'/'.join(filter(None, (repository, file)))} could not be fetched: {why}.",
+                    f"There was no progress, and patience is {duration(patience.seconds)}.",
                     "The same command goes on from where it was.",
                 ) from None
         pause(delay, why)

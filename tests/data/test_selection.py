@@ -21,13 +21,12 @@ PATHS = [
 ]
 
 
-PATTERNS = (
-    "data/train-* data/* data/*/* data/**/*.parquet **/train-* ** data/train-0000?.parquet *.txt "
-    "en/part.[12].json.gz en/part.[!1].json.gz train.txt */*.parquet **/*.json.gz data/more/** **/deeper/*"
-)
-
-
-@pytest.mark.parametrize("pattern", PATTERNS.split())
+@pytest.mark.parametrize(
+    "pattern",
+    ["data/train-*", "data/*", "data/*/*", "data/**/*.parquet", "**/train-*", "**", "*.txt",
+     "data/train-0000?.parquet", "en/part.[12].json.gz", "en/part.[!1].json.gz", "train.txt",
+     "*/*.parquet", "**/*.json.gz", "data/more/**", "**/deeper/*"],
+)  # fmt: skip
 def test_patterns_mean_what_they_mean_to_datasets(pattern: str, tmp_path: Path) -> None:
     """The oracle is the library that cards are written for."""
     from datasets.data_files import resolve_pattern
@@ -38,7 +37,7 @@ def test_patterns_mean_what_they_mean_to_datasets(pattern: str, tmp_path: Path) 
     theirs = {
         Path(found).relative_to(tmp_path).as_posix() for found in resolve_pattern(pattern, str(tmp_path))
     }
-    assert set(matching(PATHS, [pattern])) - {".gitattributes", "README.md"} == theirs
+    assert set(matching(PATHS, [pattern])) - {"README.md"} == theirs
     folder = common_folder([pattern])
     assert all(path.startswith(f"{folder}/" if folder else "") for path in theirs)
 
@@ -85,17 +84,17 @@ def test_which_config_is_meant_when_none_is_named() -> None:
     assert patterns_of("night/corpus", None, card("a", "default")) == ["default/*"]
     assert patterns_of("night/corpus", None, card("a", "b", "default", default="b")) == ["b/*"]
     assert patterns_of("night/corpus", None, {}) == []
-    with pytest.raises(UserError, match=r"several configs: say which \(a, b\)"):
+    with pytest.raises(UserError, match="several configs: say which \\(a, b\\)"):
         patterns_of("night/corpus", None, card("a", "b"))
-    with pytest.raises(UserError, match=r"no config englsh. Did you mean english?"):
+    with pytest.raises(UserError, match=r"no config englsh\. Did you mean english\?"):
         patterns_of("night/corpus", "englsh", card("english", "deutsch"))
-    with pytest.raises(UserError, match=r"has no configs: leave out english"):
+    with pytest.raises(UserError, match="has no configs: leave out english"):
         patterns_of("night/corpus", "english", {})
     only_test = {"configs": [{"config_name": "a", "data_files": [{"split": "test", "path": "x"}]}]}
-    with pytest.raises(UserError, match=r"nothing to train on there, only test"):
+    with pytest.raises(UserError, match="nothing to train on there, only test"):
         patterns_of("night/corpus", "a", only_test)
     many = card(*(f"crawl-{number}" for number in range(100)))
-    with pytest.raises(UserError, match=r"crawl-7 ... 100 in all") as caught:
+    with pytest.raises(UserError, match=r"crawl-7 \.\.\. 100 in all") as caught:
         patterns_of("night/corpus", None, many)
     assert len(str(caught.value)) < 300
 
@@ -112,7 +111,7 @@ def test_which_config_is_meant_when_none_is_named() -> None:
 def test_the_finewebs_are_known_without_their_card(config: str, pattern: str) -> None:
     assert patterns_of("HuggingFaceFW/fineweb-edu", config, {}) == [pattern]
     assert patterns_of("HuggingFaceFW/fineweb", config, {}) == [pattern]
-    with pytest.raises(UserError, match=r"Did you mean sample-10BT?"):
+    with pytest.raises(UserError, match=r"Did you mean sample-10BT\?"):
         patterns_of("HuggingFaceFW/fineweb", "sample10BT", {})
 
 

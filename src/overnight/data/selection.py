@@ -89,11 +89,13 @@ def common_folder(patterns: Iterable[str]) -> str:
 
 
 def matching(paths: Iterable[str], patterns: list[str]) -> list[str]:
-    """The paths that the patterns mean; all where there are none, but hidden ones."""
-    if not patterns:
-        return [path for path in paths if not re.search(r"(^|/)(\.|__)", path)]
-    wanted = [as_regex(pattern) for pattern in patterns]
-    return [path for path in paths if any(pattern.fullmatch(path) for pattern in wanted)]
+    """The paths that the patterns mean, or all where there are no patterns; never hidden ones."""
+    wanted = [as_regex(pattern) for pattern in patterns or ["**"]]
+    return [
+        path
+        for path in paths
+        if any(pattern.fullmatch(path) for pattern in wanted) and not re.search(r"(^|/)(\.|__)", path)
+    ]
 
 
 def with_text(paths: Iterable[str], patterns: list[str]) -> list[str]:
