@@ -136,6 +136,7 @@ WRONG = {
     "eval x --data data --context 17": "--context 17 is longer than the model's 16",
     "eval x --data data --context -1": "context is -1: give 0 or more.",
     "eval x --data data --val-tokens -5": "val-tokens is -5: give 0 or more.",
+    "eval x --data data --tasks ,": "--tasks ',' names none. The tasks are val, hellaswag",
     "eval x --data data --tasks hellaswagg": "unknown task 'hellaswagg'. Did you mean hellaswag?",
     "eval x y": "y",
     "sample": "runs/NAME",

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from overnight.data.tokens import Tokenizer
 from overnight.errors import UserError
 from overnight.evals import hellaswag
+from overnight.evals.continuations import Item
 from overnight.models.gpt2 import GPT
 from overnight.world import connect
 
@@ -80,6 +81,15 @@ def test_predictions_are_the_references(
     assert found == {"style": style, "acc": right[0] / 60, "acc_norm": right[1] / 60, "items": 60}
     assert len({chosen for chosen, _ in expected}) == 4  # a model that always says the same proves nothing
     assert any(a != b for a, b in expected)
+
+
+def test_likelihoods_that_are_no_numbers_choose_nothing() -> None:
+    """A broken model must not look like one that guesses."""
+    question = hellaswag.Question("a", "b", "c", "d", ("e", "ff", "g", "h"), 0)
+    items = [Item([1], [[1], [1, 2], [1], [1]])] * 3
+    sums = [[float("nan")] * 4, [-1.0, -5.0, float("-inf"), -2.0], [-3.0, -4.0, -9.0, -9.0]]
+    by_sum, by_mean = hellaswag.predictions([question] * 3, items, sums, "completion")
+    assert (by_sum.tolist(), by_mean.tolist()) == ([-1, -1, 0], [-1, -1, 1])
 
 
 def test_the_styles_ask_differently() -> None:

@@ -106,13 +106,19 @@ def to_item(question: Question, style: Style, tokenizer: Tokenizer) -> Item:
 def predictions(
     questions: Sequence[Question], items: Sequence[Item], sums: Sequence[Sequence[float]], style: Style
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The ending chosen by the sum, and by the style's mean: two (N,) arrays."""
+    """The ending chosen by the sum, and by the style's mean: two (N,) arrays; -1, which is never right, where
+    a likelihood is not a number."""
     by_sum = np.array(sums)  # (N, 4)
     if style == "completion":
         lengths = [[len(ids) for ids in item.continuations] for item in items]
     else:
         lengths = [[len(ending) for ending in texts(question, style)[1]] for question in questions]
-    return by_sum.argmax(1), (by_sum / np.array(lengths)).argmax(1)
+    finite = np.isfinite(by_sum).all(1)
+    with np.errstate(
+        divide="ignore"
+    ):  # an ending of nothing but marks has no characters: as in lm-eval, -inf
+        by_mean = by_sum / np.array(lengths)
+    return np.where(finite, by_sum.argmax(1), -1), np.where(finite, by_mean.argmax(1), -1)
 
 
 def hellaswag(

@@ -46,6 +46,8 @@ class Inputs:
 def names(listed: str) -> list[str]:
     """'val,hellaswag' -> the names, each once. Raises UserError for an unknown one."""
     found = list(dict.fromkeys(name.strip() for name in listed.split(",") if name.strip()))
+    if listed and not found:
+        raise UserError(f"--tasks '{listed}' names none. The tasks are {', '.join(TASKS)}.")
     for name in found:
         if name not in TASKS:
             raise UserError(f"unknown task '{name}'.{near(name, TASKS)} The tasks are {', '.join(TASKS)}.")
