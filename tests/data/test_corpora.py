@@ -208,6 +208,20 @@ def test_an_interruption_keeps_what_is_done_and_the_revision(
     assert all(COMMIT in path for path in asked)  # not whatever `main` is by now
 
 
+def test_a_token_that_runs_out_costs_nothing(
+    hub: Misbehaving, start: Start, tmp_path: Path, expected: np.ndarray
+) -> None:
+    """In the middle it is a failure, after which the same command goes on; at the start, a wrong input."""
+    hub.will(f"{FINEWEB}/{list(CONTENT)[7]}", *[("status", 403, {})] * 2)
+    code, _, err = run(start, "fineweb-edu", *SHARDS)
+    assert (code, "set HF_TOKEN" in err, "is kept in" in err) == (1, True, True), err
+    assert run(start, "fineweb-edu", *SHARDS)[0] == 0
+    assert np.array_equal(everything(Data(tmp_path / "data" / "fineweb-edu")), expected)
+    hub.will(f"{FINEWEB}/{next(iter(CONTENT))}", ("status", 403, {}))
+    assert run(start, "fineweb-edu", "--out", "new")[0] == 2
+    assert not (tmp_path / ".new.partial").exists()
+
+
 def test_downloads_are_kept_if_wanted(hub: Misbehaving, start: Start, tmp_path: Path) -> None:
     """And used again; then with any tokenizer, even one that reads everything twice."""
     assert run(start, "fineweb-edu", *SHARDS, "--keep-downloads")[0] == 0

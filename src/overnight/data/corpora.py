@@ -12,7 +12,7 @@ from overnight.data.downloads import Downloads
 from overnight.data.hub import SHORT, Listing, list_files
 from overnight.data.manifest import BY_FIRST_SHARD
 from overnight.data.selection import FINEWEB_CONFIGS, FINEWEBS
-from overnight.errors import UserError
+from overnight.errors import Failure, UserError
 from overnight.terminal import Status
 
 
@@ -74,7 +74,13 @@ class Corpus(Source):
             assert self._folder is not None, "begin() says where to"
             self._downloads = Downloads(self.listing, self._folder, first=number, keep=self.keep)
             self._released = number
-        return self._downloads.fetch(number, Status())
+        try:
+            return self._downloads.fetch(number, Status())
+        except UserError as error:
+            if self._released == 0:
+                raise
+            # A token that has run out, say: what was done must not go with it.
+            raise Failure(*str(error).splitlines()) from None
 
     def release(self, numbers: range) -> None:
         for number in range(self._released, numbers.stop):

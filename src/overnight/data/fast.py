@@ -26,7 +26,7 @@ def encoder(tokenizer: Tokenizer) -> Encode:
         return tokenizer.encode
     try:
         theirs = gigatoken(tokenizer)
-    except ImportError:
+    except (ImportError, OSError, ValueError):  # not there, no room for its file, another version's ideas
         return tokenizer.encode
 
     def encode(text: str) -> np.ndarray:

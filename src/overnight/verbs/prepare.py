@@ -37,13 +37,14 @@ def run(arguments: list[str]) -> int:
     from overnight.data import prepare as preparing
     from overnight.data import readymade
     from overnight.data.documents import default_folder
+    from overnight.data.manifest import MANIFEST
     from overnight.machine import cpu_count
     from overnight.terminal import size
 
     wanted = parse(Prepare, "overnight prepare", arguments)
     out = Path(wanted.out) if wanted.out else default_folder(wanted.source)
     tokenizer = wanted.tokenizer or preparing.default_tokenizer(wanted.source)
-    existed = out.exists()
+    existed = (out / MANIFEST).exists()
     if wanted.source.startswith("shards:"):
         data = readymade.prepare(wanted.source, out, tokenizer, wanted.shard_tokens)
     else:
