@@ -1,6 +1,8 @@
 """Exports: what transformers loads is our model, and the folder comes back as it went."""
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -49,7 +51,7 @@ def make(tokenizer: Tokenizer, model: str, padding: int = 0) -> Weights:
 def test_transformers_loads_the_same_model_and_tokenizer(tmp_path: Path, kind: str, model: str) -> None:
     tokenizer = TOKENIZERS[kind]()
     weights = make(tokenizer, model, padding=7)
-    difference = export.to_hf(weights, tokenizer, tmp_path / "out", "card")
+    difference = export.to_hf(weights, tokenizer, tmp_path / "out", "card", export.import_transformers)
     assert difference is not None
     theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "out").eval()
     their_tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
@@ -72,7 +74,7 @@ def test_transformers_loads_the_same_model_and_tokenizer(tmp_path: Path, kind: s
 def test_an_exported_folder_comes_back(tmp_path: Path, kind: str) -> None:
     tokenizer = TOKENIZERS[kind]()
     weights = make(tokenizer, "gpt2", padding=5)
-    export.to_hf(weights, tokenizer, tmp_path / "out", "card")
+    export.to_hf(weights, tokenizer, tmp_path / "out", "card", export.import_transformers)
     loaded = resolve.load(f"hf:{tmp_path / 'out'}", CPU)
     assert loaded.tokenizer is not None
     assert loaded.tokenizer.sha256 == tokenizer.sha256
@@ -89,8 +91,24 @@ def test_an_export_that_is_wrong_fails_and_leaves_nothing(
     monkeypatch.setattr(export, "config_of", lambda *given: usual(*given) | {"layer_norm_epsilon": 0.1})
     tokenizer = TOKENIZERS["char"]()
     with pytest.raises(Failure, match="logits differ from ours"):
-        export.to_hf(make(tokenizer, "gpt2"), tokenizer, tmp_path / "out", "card")
+        export.to_hf(make(tokenizer, "gpt2"), tokenizer, tmp_path / "out", "card", export.import_transformers)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_small_model_waits_for_transformers_to_be_imported(hf_folder: Path, tmp_path: Path) -> None:
+    """In a new process, where the weights are there long before transformers is."""
+    command = [sys.executable, "-m", "overnight", "export", f"hf:{hf_folder}", "--to", "hf"]
+    done = subprocess.run(
+        [*command, "--out", str(tmp_path / "out")], capture_output=True, text=True, timeout=120
+    )
+    assert (done.returncode, "the same logits" in done.stdout) == (0, True), done.stdout + done.stderr
+
+
+def test_without_transformers_nothing_is_checked(tmp_path: Path) -> None:
+    tokenizer = TOKENIZERS["char"]()
+    weights = make(tokenizer, "gpt2")
+    assert export.to_hf(weights, tokenizer, tmp_path / "out", "card", lambda: None) is None
+    assert (tmp_path / "out" / "model.safetensors").is_file()
 
 
 def test_an_existing_folder_is_not_touched(tmp_path: Path) -> None:
@@ -98,7 +116,7 @@ def test_an_existing_folder_is_not_touched(tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine.txt").write_text("mine")
     for write in (
-        lambda out: export.to_hf(make(tokenizer, "gpt2"), tokenizer, out, ""),
+        lambda out: export.to_hf(make(tokenizer, "gpt2"), tokenizer, out, "", export.import_transformers),
         lambda out: export.to_llmc(make(tokenizer, "gpt2"), tokenizer, out),
     ):
         with pytest.raises(UserError, match="exists: choose another --out"):

@@ -1,6 +1,6 @@
 """`overnight export MODEL --to hf|llmc --out PATH`."""
 
-import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -37,9 +37,9 @@ def run(arguments: list[str]) -> int:
     from overnight.files import clear_disk_errors
     from overnight.weights import export
 
-    if wanted.to == "hf":  # takes seconds, and can happen while the weights are read and written
-        threading.Thread(target=export.import_transformers).start()
     out = Path(wanted.out)
+    if wanted.to == "hf":  # takes seconds, and can happen while the weights are read and written
+        importing = ThreadPoolExecutor(1).submit(export.import_transformers)
     loaded = resolve.load(wanted.model, torch.device("cpu"), wanted.tokenizer)
     if loaded.tokenizer is None:
         raise UserError(f"{wanted.model} comes without its tokenizer: give --tokenizer FILE.")
@@ -49,9 +49,9 @@ def run(arguments: list[str]) -> int:
             print(f"{out}: {export.LLMC_MODEL} (fp32), {export.LLMC_BF16} and {export.LLMC_TOKENIZER}.")
             return DONE
         card = export.model_card(loaded.origin, loaded.weights, facts(loaded))
-        difference = export.to_hf(loaded.weights, loaded.tokenizer, out, card)
+        difference = export.to_hf(loaded.weights, loaded.tokenizer, out, card, importing.result)
     checked = (
-        "not checked: transformers is not installed"
+        "not checked: transformers cannot be imported"
         if difference is None
         else f"transformers gives the same logits (largest difference {difference:.1g}) and greedy text"
     )

@@ -3,7 +3,7 @@
 import contextlib
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -54,10 +54,16 @@ def to_llmc(weights: Weights, tokenizer: Tokenizer, out: Path) -> None:
         llmc.write_tokenizer(tokenizer, folder / LLMC_TOKENIZER)
 
 
-def to_hf(weights: Weights, tokenizer: Tokenizer, out: Path, card: str) -> float | None:
+def to_hf(
+    weights: Weights,
+    tokenizer: Tokenizer,
+    out: Path,
+    card: str,
+    transformers: Callable[[], Any],
+) -> float | None:
     """A folder for `AutoModelForCausalLM` and `AutoTokenizer`. Returns the largest difference between their
-    logits and ours, None where transformers is not installed; raises Failure, leaving nothing, if it is
-    more than rounding or the greedy texts differ."""
+    logits and ours, None where `transformers()` (import_transformers, or who waits for it) gives no class;
+    raises Failure, leaving nothing, if it is more than rounding or the greedy texts differ."""
     used = min(weights.n_tokens, tokenizer.vocab_size)
     with new_folder(out) as folder:
         tensors = {
@@ -82,11 +88,9 @@ def to_hf(weights: Weights, tokenizer: Tokenizer, out: Path, card: str) -> float
         )
         write_json(folder / hf.TOKENIZER, tokenizer.to_json())
         (folder / "README.md").write_text(card, encoding="utf-8")
-        ours = sample_of(
-            weights.model(), used
-        )  # while transformers may still be on its way (verbs/export.py)
-        theirs = import_transformers()
-        return None if theirs is None else compare(theirs.from_pretrained(folder), *ours)
+        ours = sample_of(weights.model(), used)
+        model_class = transformers()
+        return None if model_class is None else compare(model_class.from_pretrained(folder), *ours)
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -143,7 +147,8 @@ def their_tokenizer(tokenizer: Tokenizer) -> Any:
 
 
 def import_transformers() -> Any:
-    """transformers' model class; None where it is not installed."""
+    """transformers' model class; None where it cannot be imported. Not to be called in two threads at once:
+    one would see what the other has not finished."""
     try:
         from transformers import GPT2LMHeadModel
         from transformers.utils import logging
