@@ -91,13 +91,17 @@ def heat_map(positions: np.ndarray) -> str:
     finite = np.nan_to_num(positions, nan=0.0, posinf=0.0, neginf=0.0)
     largest = float(np.abs(finite).max()) or 1.0
     unit = 10.0 ** math.ceil(math.log10(largest / 32_767))
+    ticks = [largest * part for part in (-1, -0.5, 0, 0.5, 1)]
     figure = go.Figure(
         go.Heatmap(
             z=np.round(finite / unit).astype(np.int16),
             colorscale="RdBu",
             zmid=0,
-            colorbar={"title": f"x {unit:.0e}"},
-            hovertemplate="position %{y}, channel %{x}: %{z}<extra></extra>",
+            colorbar={
+                "tickvals": [tick / unit for tick in ticks],
+                "ticktext": [f"{tick:.2g}" for tick in ticks],
+            },
+            hovertemplate=f"position %{{y}}, channel %{{x}}: %{{z}} x {unit:.0e}<extra></extra>",
         )
     )
     figure.update_layout(
