@@ -11,7 +11,7 @@ HERE = Path(__file__).parent
 
 
 def main(*files: str) -> None:
-    runs: list[list[str]] = [["step"], ["sampling"], ["prepare"], ["quickstart"]]
+    runs: list[list[str]] = [["step"], ["sampling"], ["weights"], ["tokenizer"], ["prepare"], ["quickstart"]]
     runs += [list(pair) for pair in zip(("shakespeare", "hellaswag"), files, strict=False)]
     for name, *arguments in runs:
         print(f"== {name}", flush=True)
