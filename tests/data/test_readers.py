@@ -271,6 +271,12 @@ def test_a_damaged_table_is_refused(damage: str, tmp_path: Path) -> None:
         read(path)
 
 
+def test_parquet_inside_another_packing_is_refused(tmp_path: Path) -> None:
+    content = parquet(tmp_path / "a.parquet", ["a"]).read_bytes()
+    with pytest.raises(UserError, match=r"a\.parquet\.gz: parquet is packed in itself; unpack the \.gz"):
+        read(write(tmp_path / "a.parquet.gz", content))
+
+
 # --- What unpacks to far more than a text
 
 

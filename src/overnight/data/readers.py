@@ -82,6 +82,8 @@ def read_file(path: Path, at: Callable[[int], object] = lambda position: None) -
 
 def reader(path: Path) -> Callable[[IO[bytes], Path], Iterator[Piece]]:
     if kind(path) in ONE_A_ROW:
+        if path.suffix.lower() in PACKED:
+            raise UserError(f"{path}: parquet is packed in itself; unpack the {path.suffix} around it.")
         return read_rows
     return read_lines if kind(path) in ONE_A_LINE else read_whole
 
