@@ -63,6 +63,8 @@ PACKED = gzip.compress(bytes(range(97, 123)) * 100, mtime=0)
         ),
         ("text:a.png", r"cannot read a\.png: known are .*, each also as \.gz or \.zst\."),
         ("text:a.gz", r"cannot read a\.gz: known are"),
+        ("text:", r"text: names no path: text:PATH\."),
+        ("stackexchange", r"stackexchange names no path: stackexchange:PATH\."),
         ("a.png", r"to read the files of a\.png say text:a\.png\."),
         ("shakespear", r"unknown source 'shakespear'\. Did you mean shakespeare\? The sources are stdlib,"),
         (

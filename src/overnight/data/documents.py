@@ -125,6 +125,8 @@ def find(source: str, downloads: Path, revision: str | None = None, keep: bool =
         from overnight.data import corpora
 
         return corpora.find(source, downloads if keep else None, revision)
+    if name in ("text", "stackexchange"):
+        raise UserError(f"{source} names no path: {name}:PATH.")
     if Path(source).exists():
         raise UserError(f"to read the files of {source} say text:{source}.")
     raise UserError(
