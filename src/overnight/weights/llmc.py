@@ -112,7 +112,7 @@ def pad_rows(matrix: Tensor, rows: int) -> Tensor:
 def write_tensor(file: IO[bytes], tensor: Tensor) -> None:
     """The bytes of a tensor as they lie in memory; numpy has no bf16."""
     flat = tensor.contiguous().view(torch.int16 if tensor.dtype == torch.bfloat16 else torch.int32)
-    file.write(flat.numpy().tobytes())
+    file.write(flat.numpy().data)  # no copy: these are hundreds of megabytes
 
 
 def write_tokenizer(tokenizer: Tokenizer, path: Path) -> None:
