@@ -6,6 +6,8 @@ The weights are random. Each figure is the median of processes that ran in turn,
 that only imports torch.
 """
 
+import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -50,19 +52,17 @@ def main() -> None:
         without.mkdir()
         (without / "transformers.py").write_text("raise ImportError('left out here')")
         blocked = f"import sys; sys.path.insert(0, {str(without)!r}); from overnight.cli import main; main()"
-        out = iter(root / f"out{number}" for number in range(1000))
+        out = root / "out"
         work = {
             "import torch": lambda: python("import torch"),
             "import torch and transformers": lambda: python(
                 "import torch\nfrom transformers import GPT2LMHeadModel"
             ),
             "logits": lambda: python(LOGITS, folder),
-            "export to llmc": lambda: overnight("export", f"hf:{folder}", "--to", "llmc", "--out", next(out)),
-            "export to hf, checked": lambda: overnight(
-                "export", f"hf:{folder}", "--to", "hf", "--out", next(out)
-            ),
+            "export to llmc": lambda: overnight("export", f"hf:{folder}", "--to", "llmc", "--out", out),
+            "export to hf, checked": lambda: overnight("export", f"hf:{folder}", "--to", "hf", "--out", out),
             "export to hf, without transformers": lambda: python(
-                blocked, "export", f"hf:{folder}", "--to", "hf", "--out", next(out)
+                blocked, "export", f"hf:{folder}", "--to", "hf", "--out", out
             ),
         }
         seconds: dict[str, list[float]] = {what: [] for what in work}
@@ -71,6 +71,8 @@ def main() -> None:
                 began = perf_counter()
                 run()
                 seconds[what].append(perf_counter() - began)
+                shutil.rmtree(out, ignore_errors=True)
+                os.sync()  # one run's files are not to be written in the next one's time
         medians = {what: summary(found, 1.0)["median"] for what, found in seconds.items()}
         base = medians["import torch"]
         save(
