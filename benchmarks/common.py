@@ -25,7 +25,8 @@ def machine() -> dict[str, Any]:
 
 def save(name: str, figures: dict[str, Any]) -> None:
     """Print the figures and write benchmarks/results/NAME.json."""
-    result = {"benchmark": name, "command": " ".join(sys.argv), "machine": machine(), "figures": figures}
+    command = " ".join(Path(word).name for word in sys.argv)  # where files lie is nobody's business
+    result = {"benchmark": name, "command": command, "machine": machine(), "figures": figures}
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / f"{name}.json").write_text(json.dumps(result, indent=2) + "\n")
     print(json.dumps(figures, indent=2))
