@@ -195,3 +195,40 @@ def test_data_barely_longer_than_a_window_is_enough(tokens: int, order: str) -> 
     fitting = range(0, tokens - 4, 1 if order == "shuffled" else 4)
     assert set(rows[:, 0].tolist()) == set(fitting)
     assert all(data.windows_in(epoch) >= 1 for epoch in range(50))
+
+
+def test_skipped_windows_are_seen_by_no_step_and_the_row_closes_up() -> None:
+    """What comes before a skipped range stays in its step, what comes behind moves up; over epochs too."""
+    plain = make(sequences=6)
+    row = np.concatenate([plain.windows(step) for step in range(40)])
+    skipped = plain.without(3, 5)
+    assert skipped == [[18, 36]]
+    closed = make(sequences=6, skipped=skipped)
+    kept = np.concatenate([closed.windows(step) for step in range(30)])
+    assert kept.tolist() == np.delete(row, np.arange(18, 36))[: len(kept)].tolist()
+
+
+@given(st.lists(st.tuples(st.integers(0, 30), st.integers(0, 4)), max_size=4))
+def test_ranges_are_skipped_one_after_the_other(rows: list[tuple[int, int]]) -> None:
+    """Each range is named by steps as they are counted when it happens, so it skips what was seen then."""
+    batches, gone = make(sequences=5), set()
+    row = np.concatenate([batches.windows(step) for step in range(120)])
+    for first, more in rows:
+        places = range(len(row))
+        left = [place for place in places if place not in gone]
+        gone |= set(left[5 * first : 5 * (first + more + 1)])
+        batches = make(sequences=5, skipped=batches.without(first, first + more))
+    edges = [edge for one in batches.skipped for edge in one]
+    assert edges == sorted(edges)
+    left = [place for place in range(len(row)) if place not in gone]
+    seen = np.concatenate([batches.windows(step) for step in range(40)])
+    assert seen.tolist() == row[left[: len(seen)]].tolist()
+
+
+def test_positions_with_a_growing_batch_are_sums() -> None:
+    sizes = [2, 2, 2, 4, 4, 8, 8, 8, 8]
+    batches = Batches(line(1000), 4, lambda step: sizes[min(step, 8)], seed=1)
+    assert batches.position(7) == sum(sizes[:7])  # any order of asking
+    assert [batches.position(step) for step in range(10)] == [sum(sizes[:step]) for step in range(10)]
+    assert batches.position(100_000) == sum(sizes) + 8 * (100_000 - 9)
+    assert len(batches._sizes) < 9, "memory does not grow with the steps"

@@ -5,11 +5,12 @@ Letters:  T  tokens of a window (block_size)     S  windows of a step     W  win
 An epoch lays windows of T tokens over the whole stream from a seeded offset in [0, T) and visits them in a
 seeded order; no window comes twice and only a tail shorter than a window stays out. The endless row of
 epochs is cut into steps of S windows: that position is the only state the data has. Ranks share a step's
-windows out among themselves, so their number changes nothing about which tokens a step sees.
+windows out among themselves, so their number changes nothing about which tokens a step sees. Windows that
+made training fail can be skipped: the row closes up where they were.
 """
 
 from bisect import bisect_right
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -62,6 +63,7 @@ class Batches:
 
     tokens: the training split. sequences: step -> S (constant, or growing with a batch ramp).
     order: "shuffled" as above, or "sequential", the lecture's: offset 0, windows as they lie.
+    skipped: ranges [first, end) of the row of epochs that no step sees, in order, without overlap.
     """
 
     tokens: Tokens
@@ -69,8 +71,11 @@ class Batches:
     sequences: Callable[[int], int]
     seed: int
     order: Literal["shuffled", "sequential"] = "shuffled"
+    skipped: Sequence[Sequence[int]] = ()
     _epochs: list[int] = field(default_factory=lambda: [0], repr=False)  # first position of each epoch
-    _steps: list[int] = field(default_factory=lambda: [0], repr=False)  # first position of each step
+    # (step, position, S) of each step whose S differs from the one before; how far that is known
+    _sizes: list[tuple[int, int, int]] = field(default_factory=lambda: [(0, 0, 0)], repr=False)
+    _known: int = field(default=0, repr=False)
     _kept: tuple = field(default=(None, None), repr=False)  # the block computed last
 
     def offset(self, epoch: int) -> int:
@@ -85,22 +90,41 @@ class Batches:
 
     def position(self, step: int) -> int:
         """Windows that come before `step`."""
-        while len(self._steps) <= step:
-            self._steps.append(self._steps[-1] + self.sequences(len(self._steps) - 1))
-        return self._steps[step]
+        while self._known <= step:
+            first, position, before = self._sizes[-1]
+            if (size := self.sequences(self._known)) != before:
+                self._sizes.append((self._known, position + (self._known - first) * before, size))
+            self._known += 1
+        first, position, size = self._sizes[bisect_right(self._sizes, step, key=lambda one: one[0]) - 1]
+        return position + (step - first) * size
+
+    def places(self, step: int) -> np.ndarray:
+        """Where the windows of `step` lie in the row of epochs, (S,) int64, rising."""
+        places = np.arange(self.position(step), self.position(step + 1))
+        for first, end in self.skipped:
+            places[places >= first] += end - first
+        return places
+
+    def without(self, first_step: int, last_step: int) -> list[list[int]]:
+        """`skipped`, with the windows of these steps (the last included) added to it."""
+        first, end = int(self.places(first_step)[0]), int(self.places(last_step)[-1]) + 1
+        others = [[a, b] for a, b in self.skipped if not first <= a < end]  # those inside are part of it
+        return sorted([*others, [first, end]])
 
     def windows(self, step: int) -> np.ndarray:
         """The first token of each window of `step`, (S,) int64."""
-        first, last = self.position(step), self.position(step + 1)
-        while self._epochs[-1] < last:
+        places = self.places(step)
+        while self._epochs[-1] <= places[-1]:
             self._epochs.append(self._epochs[-1] + self.windows_in(len(self._epochs) - 1))
-        starts, at = [], first
-        while at < last:
-            epoch = bisect_right(self._epochs, at) - 1
-            block, start = divmod(at - self._epochs[epoch], BLOCK)
-            part = self._block(epoch, block)[start : start + last - at]
-            starts.append(part)
-            at += len(part)
+        starts, done = [], 0
+        while done < len(places):
+            epoch = bisect_right(self._epochs, places[done]) - 1
+            block = (places[done] - self._epochs[epoch]) // BLOCK
+            first = self._epochs[epoch] + block * BLOCK  # the block's place in the row of epochs
+            lies = self._block(epoch, block)
+            end = int(np.searchsorted(places, first + len(lies)))
+            starts.append(lies[places[done:end] - first])
+            done = end
         return np.concatenate(starts)
 
     def _block(self, epoch: int, block: int) -> np.ndarray:
