@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import overnight
-from overnight.config import RAMP_START, Config, ModelConfig, fields_of, from_dict
+from overnight.config import LATER, RAMP_START, Config, ModelConfig, fields_of, from_dict
 from overnight.errors import UserError
 from overnight.presets import PRESETS
 from overnight.verbs.doctor import Doctor
@@ -195,6 +195,8 @@ def refused_as_damaged(described: Any) -> None:
 
 @pytest.mark.parametrize("path", PATHS)
 def test_a_missing_field_is_refused(path: str) -> None:
+    if path in LATER:
+        pytest.skip("runs from before there was this field go on")
     refused_as_damaged(damaged(path, lambda inner, name: inner.pop(name)))
 
 
@@ -282,7 +284,7 @@ def without(tree: ast.Module, *functions: str) -> ast.Module:
 
 
 def test_every_field_of_the_config_is_read() -> None:
-    owners = {"config", "wanted", "model", "optim", "loader", "sample"}
+    owners = {"config", "wanted", "model", "optim", "loader", "sample", "train"}
     read: set[str] = set()
     for path in SOURCES.rglob("*.py"):
         tree = ast.parse(path.read_text(encoding="utf-8"))

@@ -33,7 +33,7 @@ def written(run: Path) -> list[dict]:
 
 
 def test_every_kind_has_the_designs_fields(tmp_path: Path) -> None:
-    records = Records(tmp_path)
+    records = Records(tmp_path, pytest.fail)
     records.train(1, 64, 2.5, 1e-3, 0.5, 12.3456, 5184.26, None)
     records.val(1, 64, 2.4, 3.5, 100)
     records.sample(1, 64, "a", "b\n\u2028ä")
@@ -53,7 +53,7 @@ def test_every_kind_has_the_designs_fields(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("number", [math.nan, math.inf, -math.inf])
 def test_what_is_not_finite_is_null(tmp_path: Path, number: float) -> None:
-    records = Records(tmp_path)
+    records = Records(tmp_path, pytest.fail)
     records.train(1, 64, number, number, number, number, number, number)
     records.val(1, 64, number, number, 1)
     records.event(1, 64, "nonfinite", {"a": [number, 1.0, {"b": (number,)}]})
@@ -68,7 +68,7 @@ def test_what_is_not_finite_is_null(tmp_path: Path, number: float) -> None:
 @given(st.lists(st.text(), max_size=5))
 def test_any_text_is_one_line(texts: list[str]) -> None:
     with tempfile.TemporaryDirectory() as folder:
-        records = Records(Path(folder))
+        records = Records(Path(folder), pytest.fail)
         for text in texts:
             records.sample(1, 64, text, text)
         records.close()
@@ -77,9 +77,9 @@ def test_any_text_is_one_line(texts: list[str]) -> None:
 
 def test_appending_goes_on_and_sizes_count_all_that_is_written(tmp_path: Path) -> None:
     for count in (1, 2):
-        records = Records(tmp_path)
+        records = Records(tmp_path, pytest.fail)
         records.event(0, 0, "start", {})
-        assert records.synced_size() == (tmp_path / FILE).stat().st_size
+        assert records.size() == (tmp_path / FILE).stat().st_size
         records.close()
         assert len(written(tmp_path)) == count
 

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from overnight import checkpoint, records
+from overnight import train as training
 
 Train = Callable[..., Any]
 Tree = Callable[[Path], dict[str, bytes]]
@@ -155,6 +156,8 @@ FREE = [
     ("--sample.length", 9, "sample.length", 8),
     ("--keep", 1, "keep", 9),
     ("--max-minutes", 60.0, "max_minutes", 0.0),
+    ("--train.max-bad-steps", 3, "train.max_bad_steps", 10),
+    ("--micro-batch", 2, "micro_batch", 4),
 ]
 
 
@@ -219,7 +222,6 @@ REFUSED = [
     ("--steps", 3, "steps 4 -> 3"),
     ("--seed", 7, "seed 1337 -> 7"),
     ("--batch-tokens", 128, "batch-tokens 64 -> 128"),
-    ("--micro-batch", 2, "micro-batch 4 -> 2"),
     ("--precision", "bf16", "precision fp32 -> bf16"),
     ("--compile", "on", "compile off -> on"),
     ("--deterministic", None, "deterministic False -> True"),
@@ -295,7 +297,10 @@ def test_autos_stay_what_the_run_made_of_them(stopped: Path, train: Train, data_
     assert json.loads((stopped / "config.json").read_text())["micro_batch"] == 2
 
 
-def test_a_full_disk_is_one_line_and_costs_no_checkpoint(stopped: Path, trained: Path, train: Train) -> None:
+def test_a_full_disk_is_one_line_and_costs_no_checkpoint(
+    stopped: Path, trained: Path, train: Train, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(training, "PATIENCE", 1.5)
     resource = pytest.importorskip("resource")
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (8_000, hard))  # bytes of a file; the weights have more
@@ -304,7 +309,11 @@ def test_a_full_disk_is_one_line_and_costs_no_checkpoint(stopped: Path, trained:
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert full.code == 1
-    assert f"overnight: training {stopped}: " in full.err
+    assert full.out.count("CHECKPOINT NOT SAVED: File too large") >= 2, "loudly, and each time"
+    assert full.err.startswith("overnight: the checkpoint was not saved: File too large")
+    names = [r["name"] for r in records.read(stopped) if r["kind"] == "event"]
+    assert "save_failed" in names
+    assert "done" not in names
     assert checkpoint.list_steps(stopped) == [1, 2]
     assert train(stopped).code == 0
     assert_ended_alike(stopped, trained)

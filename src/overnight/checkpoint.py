@@ -11,19 +11,24 @@ import math
 import os
 import re
 import shutil
-from dataclasses import asdict, dataclass, fields
+import struct
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from overnight.errors import UserError
 from overnight.files import sha256_file, sync, to_json
+from overnight.parallel import as_placed
 
 WEIGHTS, OPTIMIZER, STATE = "model.safetensors", "optimizer.safetensors", "state.json"
+PIECE = 16 << 20  # bytes written at once
 NAME = re.compile(r"step_(\d{8,})")
 
 
@@ -45,8 +50,29 @@ class State:
     """Validation loss at this step, if it was measured."""
     scaler: dict[str, float]
     """Scale and growth of fp16's gradient scaler."""
-    sha256: dict[str, str]
+    sha256: dict[str, str] = field(default_factory=dict)
     """Checksums of the files beside this one."""
+    skipped: list[list[int]] = field(default_factory=list)
+    """Ranges of windows that are left out since they made bad steps: data/batches.py's `skipped`."""
+    bad_steps: int = 0
+    """Updates in a row, the newest the last, that did not happen because loss or gradient was not finite."""
+
+    def problem(self) -> str:
+        """What in here cannot be true, although the checksum is right."""
+        counts = (self.step, self.tokens, self.seed, self.records_bytes, self.bad_steps)
+        if not all(type(count) is int and 0 <= count < 2**63 for count in counts):
+            return f"step, tokens, seed, records_bytes and bad_steps are {counts!r}"
+        edges = [0] + [edge for one in self.skipped for edge in one]
+        if not all(type(edge) is int for edge in edges) or edges != sorted(edges):
+            return f"skipped is {self.skipped!r}"
+        if any(len(one) != 2 for one in self.skipped):
+            return f"skipped is {self.skipped!r}"
+        numbers = [*self.scaler.values(), *([] if self.val_loss is None else [self.val_loss])]
+        if not all(type(number) in (int, float) for number in numbers):
+            return f"val_loss is {self.val_loss!r}, scaler {self.scaler!r}"
+        if not all(isinstance(text, str) for text in (self.data, *self.sha256.values())):
+            return f"data is {self.data!r}, sha256 {self.sha256!r}"
+        return ""
 
 
 class Damaged(Exception):
@@ -57,8 +83,14 @@ def folder(run: Path, step: int) -> Path:
     return run / "checkpoints" / f"step_{step:08d}"
 
 
-def publish(run: Path, model: nn.Module, optimizer: torch.optim.Optimizer, state: State) -> Path:
-    """Save weights, optimizer and state as the checkpoint of `state.step`; its checksums are filled in."""
+def publish(
+    run: Path,
+    weights: Mapping[str, Tensor],
+    optimizer: Mapping[str, Tensor],
+    state: State,
+) -> Path:
+    """Save tensors (of `tensors_of`, on the CPU) and state as the checkpoint of `state.step`; its checksums
+    are filled in. Raises OSError where the disk does not take it; nothing of it is left then."""
     target = folder(run, state.step)
     target.parent.mkdir(exist_ok=True)
     for leftover in target.parent.glob(".step_*"):
@@ -66,16 +98,16 @@ def publish(run: Path, model: nn.Module, optimizer: torch.optim.Optimizer, state
     aside = target.with_name(f".{target.name}")
     aside.mkdir()
     try:
-        write_tensors(weights(model), aside / WEIGHTS)
-        write_tensors(optimizer_tensors(model, optimizer), aside / OPTIMIZER)
-        checksums = {}
-        for name in (WEIGHTS, OPTIMIZER):
-            sync(aside / name)
-            checksums[name] = sha256_file(aside / name)
+        checksums = {
+            WEIGHTS: write_tensors(weights, aside / WEIGHTS),
+            OPTIMIZER: write_tensors(optimizer, aside / OPTIMIZER),
+        }
         described = asdict(state) | {"sha256": checksums}
         (aside / STATE).write_text(to_json(described | {"checksum": checksum(described)}))
         sync(aside / STATE)
         sync(aside)
+        if target.exists():  # renamed the last time, but then syncing the folder's names failed
+            os.rename(target, target.with_name(f".{target.name}.removed"))
         os.rename(aside, target)
     except BaseException:
         shutil.rmtree(aside, ignore_errors=True)
@@ -84,15 +116,28 @@ def publish(run: Path, model: nn.Module, optimizer: torch.optim.Optimizer, state
     return target
 
 
-def write_tensors(tensors: dict[str, Tensor], path: Path) -> None:
-    """safetensors without metadata; its errors become the OSError (a full disk, say) that they hide."""
-    try:
-        save_file(tensors, path)
-    except SafetensorError as error:
-        number = re.search(r"os error (\d+)", str(error))
-        if number is None:
-            raise
-        raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from None
+def write_tensors(tensors: Mapping[str, Tensor], path: Path) -> str:
+    """Write fp32 tensors as a safetensors file without metadata, byte for byte the library's own, and sync
+    it. Returns its SHA-256, which costs no second reading. A piece at a time: other threads go on, and no
+    second copy is made in memory."""
+    header: dict[str, Any] = {}
+    end = 0
+    for name in sorted(tensors):
+        assert tensors[name].dtype == torch.float32
+        begin, end = end, end + tensors[name].nbytes
+        header[name] = {"dtype": "F32", "shape": list(tensors[name].shape), "data_offsets": [begin, end]}
+    described = json.dumps(header, separators=(",", ":")).encode()
+    described += b" " * (-len(described) % 8)
+    digest = hashlib.sha256()
+    with open(path, "wb") as file:
+        head = memoryview(struct.pack("<Q", len(described)) + described)
+        for part in (head, *(tensors[name].reshape(-1).numpy().view(np.uint8).data for name in header)):
+            for begin in range(0, len(part), PIECE):
+                file.write(part[begin : begin + PIECE])
+                digest.update(part[begin : begin + PIECE])
+        file.flush()
+        os.fsync(file.fileno())
+    return digest.hexdigest()
 
 
 def checksum(described: dict[str, Any]) -> str:
@@ -100,18 +145,13 @@ def checksum(described: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
 
 
-def weights(model: nn.Module) -> dict[str, Tensor]:
-    """The parameters by name, contiguous and on the CPU. The tied head is stored once, as the embedding."""
-    return {name: tensor.detach().cpu().contiguous() for name, tensor in model.named_parameters()}
-
-
-def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """The optimizer's state as 'parameter.exp_avg' and so on."""
-    out = {}
+def tensors_of(model: nn.Module, optimizer: torch.optim.Optimizer) -> Iterator[tuple[str, str, Tensor]]:
+    """(file, name, tensor) of all that a checkpoint holds: parameters by their names, the tied head once, as
+    the embedding; the optimizer's state as 'parameter.exp_avg' and so on."""
     for name, parameter in model.named_parameters():
+        yield WEIGHTS, name, parameter
         for key, tensor in optimizer.state[parameter].items():
-            out[f"{name}.{key}"] = tensor.detach().cpu().contiguous()
-    return out
+            yield OPTIMIZER, f"{name}.{key}", tensor
 
 
 def list_steps(run: Path) -> list[int]:
@@ -129,25 +169,35 @@ def check(path: Path, names: tuple[str, ...] = (WEIGHTS, OPTIMIZER)) -> State:
         described = json.loads((path / STATE).read_bytes())
         if described.pop("checksum") != checksum(described):
             raise Damaged(f"{STATE} is not the file that was saved")
-        state = State(**{one.name: described[one.name] for one in fields(State)})
+        state = State(**described)
+        if problem := state.problem():
+            raise Damaged(f"{STATE} has no sense: {problem}")
         for name in names:
             if sha256_file(path / name) != state.sha256[name]:
                 raise Damaged(f"{name} is not the file that was saved")
         if f"step_{state.step:08d}" != path.name:
             raise Damaged(f"{STATE} is of step {state.step}")
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise Damaged(f"{type(error).__name__}: {error}") from None
+        raise Damaged(f"{type(error).__name__}: {error}"[:200]) from None
     return state
 
 
-def newest_sound(run: Path, names: tuple[str, ...] = (WEIGHTS, OPTIMIZER)) -> tuple[State | None, list[str]]:
-    """The newest checkpoint that is whole, and what was wrong with newer ones. Changes nothing."""
+def newest_sound(
+    run: Path,
+    names: tuple[str, ...] = (WEIGHTS, OPTIMIZER),
+    usable: Callable[[State], bool] = lambda state: True,
+) -> tuple[State | None, list[str]]:
+    """The newest checkpoint that is whole (and `usable`), and what was wrong with newer ones. Changes
+    nothing."""
     wrong: list[str] = []
     for step in reversed(list_steps(run)):
         try:
-            return check(folder(run, step), names), wrong
+            state = check(folder(run, step), names)
         except Damaged as error:
             wrong.append(f"{folder(run, step).name}: {error}")
+        else:
+            if usable(state):
+                return state, wrong
     return None, wrong
 
 
@@ -166,28 +216,36 @@ def move_damaged_aside(run: Path, newest: State | None) -> list[str]:
 
 def load_weights(path: Path, model: nn.Module) -> None:
     """Fill a model from a checkpoint; every tensor must be there with its shape, and no other."""
-    tensors = read_tensors(path / WEIGHTS)
     parameters = dict(model.named_parameters())
-    for name in parameters.keys() | tensors.keys():
-        have, want = tensors.get(name), parameters.get(name)
-        if have is None or want is None or have.shape != want.shape:
-            shapes = [None if tensor is None else tuple(tensor.shape) for tensor in (have, want)]
-            raise UserError(
-                f"{path / WEIGHTS} does not fit the model: {name} is {shapes[0]}, not {shapes[1]}."
-            )
+    tensors = read_fitting(path / WEIGHTS, {name: tuple(p.shape) for name, p in parameters.items()})
     with torch.no_grad():
         for name, parameter in parameters.items():
             parameter.copy_(tensors[name])
 
 
 def load_optimizer(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    """Fill an optimizer's state, in memory of its own: results depend, to the bit, on nothing else."""
-    tensors = read_tensors(path / OPTIMIZER)
-    for name, parameter in model.named_parameters():
-        for key in ("step", "exp_avg", "exp_avg_sq"):
-            saved = tensors[f"{name}.{key}"]
-            own = torch.empty_like(saved, device=parameter.device)
-            optimizer.state[parameter][key] = own.copy_(saved)
+    """Fill an optimizer's state, in memory of its own: results depend, to the bit, on nothing else. Each
+    rank keeps its part of what is sharded."""
+    parameters = dict(model.named_parameters())
+    shapes = {
+        f"{name}.{key}": shape
+        for name, p in parameters.items()
+        for key, shape in (("step", ()), ("exp_avg", tuple(p.shape)), ("exp_avg_sq", tuple(p.shape)))
+    }
+    tensors = read_fitting(path / OPTIMIZER, shapes)
+    for name in shapes:
+        parameter, _, key = name.rpartition(".")
+        optimizer.state[parameters[parameter]][key] = as_placed(tensors[name], parameters[parameter])
+
+
+def read_fitting(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
+    """The tensors of a file that holds just these. Raises UserError that names the first that differs."""
+    tensors = read_tensors(path)
+    for name in sorted(shapes.keys() | tensors.keys()):
+        have = tuple(tensors[name].shape) if name in tensors else None
+        if have != shapes.get(name):
+            raise UserError(f"{path} does not fit the model: {name} is {have}, not {shapes.get(name)}.")
+    return tensors
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:

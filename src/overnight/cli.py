@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from io import TextIOWrapper
 
-from overnight.errors import DONE, INTERRUPTED, UserError, near
+from overnight.errors import DONE, INTERRUPTED, SAVED, Preempted, UserError, near
 
 VERBS = {
     "prepare": ("SOURCE", "documents -> tokens -> shards in data/NAME/"),
@@ -36,6 +36,9 @@ def run(arguments: Sequence[str]) -> int:
         rank = os.environ.get("RANK", "")
         print(f"overnight{f' (rank {rank})' if rank else ''}: {error}", file=sys.stderr)
         return error.code
+    except Preempted:
+        print("overnight: stopped before the first step; run the same command again.", file=sys.stderr)
+        return SAVED
     except KeyboardInterrupt:
         print("overnight: interrupted", file=sys.stderr)
         return INTERRUPTED

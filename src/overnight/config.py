@@ -13,6 +13,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 from overnight.errors import UserError, refuse
 
 Auto = Literal["auto"]
+LATER = {"parallel", "max_restarts", "train"}  # fields that config.json of older runs does not have
 RAMP_START = 32_768  # tokens a step at the start of a batch ramp (GPT-3's paper, table 2.1 and appendix B)
 
 
@@ -96,6 +97,18 @@ class LoaderConfig:
 
 
 @dataclass(frozen=True)
+class TrainConfig:
+    """The training loop (train.py)."""
+
+    max_bad_steps: int = 10
+    """Updates in a row without a finite loss and gradient after which a run goes back to its last good
+    checkpoint and leaves out their windows, once; then it gives up."""
+
+    def problems(self) -> Iterator[str]:
+        yield from at_least(self, "train.", 1, "max_bad_steps")
+
+
+@dataclass(frozen=True)
 class SampleConfig:
     """What is sampled during training (generate.py)."""
 
@@ -136,6 +149,10 @@ class Config:
     """On CUDA: only kernels that give the same bits each time."""
     processes: int = 1
     """Ranks on this machine, one a GPU (torchrun's own count where it started them)."""
+    parallel: Literal["ddp", "fsdp"] = "ddp"
+    """Ranks hold the whole model each, or shards of it, for models beyond one card's memory."""
+    max_restarts: int = 0
+    """How often ranks are started again by themselves when one has died."""
     eval_every: int = 250
     """Steps between validations; 0: only at the end."""
     val_tokens: int = 10_485_760
@@ -161,6 +178,7 @@ class Config:
     model: ModelConfig = field(default_factory=ModelConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     loader: LoaderConfig = field(default_factory=LoaderConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
     sample: SampleConfig = field(default_factory=SampleConfig)
 
     def __post_init__(self) -> None:
@@ -173,10 +191,11 @@ class Config:
             self, "", 1, "steps", "batch_tokens", "micro_batch", "processes", "val_tokens", "keep"
         )
         yield from at_least(self, "", 0, "seed", "eval_every", "save_every", "sample_every", "max_minutes")
-        yield from at_least(self, "", 0, "hellaswag_every", "hellaswag_items")
+        yield from at_least(self, "", 0, "hellaswag_every", "hellaswag_items", "max_restarts")
         yield from seed_problems(self.seed)
         yield from self.model.problems()
         yield from self.optim.problems()
+        yield from self.train.problems()
         yield from self.sample.problems()
         if min(self.batch_tokens, self.model.block_size, self.processes) > 0:
             yield from self.batch_problems()
@@ -256,11 +275,11 @@ def from_dict(described: dict[str, Any], where: str) -> Config:
 def _build(kind: type, described: Any) -> Any:
     """A dataclass from plain data, each value checked against the field's type."""
     hints = get_type_hints(kind)
-    if not isinstance(described, dict) or set(described) != set(hints):
+    if not isinstance(described, dict) or not set(hints) - LATER <= set(described) <= set(hints):
         raise TypeError(f"{kind.__name__} does not have the fields {', '.join(hints)}")
     values = {}
-    for name, hint in hints.items():
-        value = described[name]
+    for name in set(hints) & set(described):
+        hint, value = hints[name], described[name]
         if dataclasses.is_dataclass(hint):
             values[name] = _build(hint, value)  # type: ignore[arg-type]
         else:

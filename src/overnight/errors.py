@@ -24,6 +24,10 @@ class Failure(UserError):
     code = FAILURE
 
 
+class Preempted(KeyboardInterrupt):
+    """Asked to stop before the first step: exit code 75, because the same command begins anew."""
+
+
 def at_most_three(lines: Sequence[str]) -> list[str]:
     """All of `lines` in three lines at most: the third holds what is left over."""
     clean = [" ".join(line.split()) for line in lines]

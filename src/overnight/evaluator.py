@@ -18,12 +18,11 @@ from overnight.world import World
 
 
 class Evaluator:
-    """Measures the raw model, whose shapes may change, never the compiled one. Every rank has one; records
-    is None on all but the first. `tokens`: trained on so far, for the records."""
+    """Measures the plain model, whose shapes may change, never the compiled or sharded one. Every rank has
+    one; records is None on all but the first. `tokens`: trained on so far, for the records."""
 
     def __init__(
         self,
-        model: GPT,
         config: Config,
         data: Data,
         questions: list[Question],
@@ -32,17 +31,17 @@ class Evaluator:
         records: Records | None,
         status: Status,
     ):
-        self.model, self.config, self.data, self.questions = model, config, data, questions
+        self.config, self.data, self.questions = config, data, questions
         self.world, self.autocast, self.records, self.status = world, autocast, records, status
 
     def progress(self, step: int, what: str) -> Callable[[int, int], None]:
         return lambda done, total: self.status.update(lambda: f"step {step:,}: {what} {done:,} of {total:,}")
 
-    def validate(self, step: int, tokens: int, limit: int | None) -> dict[str, float]:
+    def validate(self, model: GPT, step: int, tokens: int, limit: int | None) -> dict[str, float]:
         """Loss, bits_per_byte and tokens of the first `limit` tokens of the validation split, or of all."""
         found = dict(
             validation(
-                self.model, self.data.split("val"), self.data.tokenizer.byte_lengths,
+                model, self.data.split("val"), self.data.tokenizer.byte_lengths,
                 self.config.model.block_size, limit, self.world, self.autocast,
                 self.progress(step, "validating, window"),
             )
@@ -62,11 +61,11 @@ class Evaluator:
                 self.status.say(f"step {step:,}: validation loss {line}")
         return {"loss": loss, "bits_per_byte": bits, "tokens": predicted}
 
-    def hellaswag(self, step: int, tokens: int) -> None:
+    def hellaswag(self, model: GPT, step: int, tokens: int) -> None:
         """HellaSwag in the lecture's style, on config.hellaswag_items questions."""
         found = dict(
             hellaswag(
-                self.model, self.data.tokenizer, self.questions, "completion", self.world, self.autocast,
+                model, self.data.tokenizer, self.questions, "completion", self.world, self.autocast,
                 self.progress(step, "HellaSwag, batch"),
             )
         )  # fmt: skip
@@ -80,7 +79,7 @@ class Evaluator:
             for line in reference.standing_hellaswag(style, acc_norm, items):
                 self.status.say(f"step {step:,}: HellaSwag {line}")
 
-    def sample(self, step: int, tokens: int) -> None:
+    def sample(self, model: GPT, step: int, tokens: int) -> None:
         """What the model writes now; the first rank alone, no rank needs the others for it."""
         if self.records is None:
             return
@@ -89,7 +88,7 @@ class Evaluator:
         try:
             with self.autocast():
                 written = texts(
-                    self.model, self.data.tokenizer, wanted.prompt, wanted.count, wanted.length,
+                    model, self.data.tokenizer, wanted.prompt, wanted.count, wanted.length,
                     Sampling(), seed,
                 )  # fmt: skip
         except errors.Failure as error:

@@ -11,6 +11,8 @@ from typing import Any
 
 from overnight.errors import Failure, UserError
 
+DEEPEST = 50  # levels of JSON in a file of ours; none has ten
+
 
 def sha256_file(path: Path) -> str:
     """SHA-256 of a file's bytes, hexadecimal."""
@@ -20,7 +22,10 @@ def sha256_file(path: Path) -> str:
 
 def to_json(value: Any) -> str:
     """Indented JSON with a newline at the end; refuses NaN and infinity, which are not JSON."""
-    return json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False) + "\n"
+    text = json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False)
+    if not text.isprintable() and any("\ud800" <= c <= "\udfff" for c in text):
+        text = json.dumps(value, indent=2, allow_nan=False)  # a file's name that is no Unicode
+    return text + "\n"
 
 
 def parent_problem(path: Path) -> str | None:
@@ -59,7 +64,33 @@ def read_json(path: Path, what: str) -> dict[str, Any]:
         raise UserError(f"the {what} {path} is damaged: it is not JSON. Make it anew.") from None
     if not isinstance(value, dict):
         raise UserError(f"the {what} {path} is damaged: it holds no JSON object. Make it anew.")
+    if deeper_than(DEEPEST, value):
+        raise UserError(f"the {what} {path} is damaged: it is nested over {DEEPEST} deep. Make it anew.")
     return value
+
+
+def deeper_than(most: int, value: Any) -> bool:
+    """Whether lists and objects lie in one another more than `most` deep. What json could just read would
+    break, later, whatever copies, compares or prints it by recursion."""
+    level = [value]
+    for _ in range(most + 1):
+        level = [
+            inner
+            for one in level
+            if isinstance(one, dict | list)
+            for inner in (one.values() if isinstance(one, dict) else one)
+        ]
+    return bool(level)
+
+
+def disk_problem(error: OSError) -> str:
+    """What the system says is wrong with the disk, and what would help."""
+    known = {
+        errno.ENOSPC: "the disk is full. Free some space and run the command again",
+        errno.EDQUOT: "your disk quota is used up. Free some space and run the command again",
+        errno.EROFS: "the file system is read-only. Choose another place",
+    }
+    return known.get(error.errno or 0, f"{error.strerror}: {error.filename}")
 
 
 @contextlib.contextmanager
@@ -68,10 +99,4 @@ def clear_disk_errors(doing: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        remedies = {
-            errno.ENOSPC: "the disk is full. Free some space and run the command again",
-            errno.EDQUOT: "your disk quota is used up. Free some space and run the command again",
-            errno.EROFS: "the file system is read-only. Choose another place",
-        }
-        problem = remedies.get(error.errno or 0, f"{error.strerror}: {error.filename}")
-        raise Failure(f"{doing}: {problem}.") from error
+        raise Failure(f"{doing}: {disk_problem(error)}.") from error

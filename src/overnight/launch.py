@@ -9,15 +9,11 @@ from pathlib import Path
 
 from overnight import records
 from overnight.errors import DONE, FAILURE, INTERRUPTED, SAVED
+from overnight.lock import Lock, try_lock
 from overnight.machine import cpu_count
-from overnight.stop import STOP_FILE
+from overnight.stop import LAUNCHER, NOW, STOP_FOLDER, WORD, signals
 
-UNDER_TORCHRUN = "TORCHELASTIC_RUN_ID"  # torchrun sets it for every rank
-
-
-def is_rank() -> bool:
-    """Whether torchrun started this process."""
-    return UNDER_TORCHRUN in os.environ
+PATIENCE = 60.0  # seconds for ranks without a torchrun to save and leave
 
 
 def leave_quietly(code: int) -> int:
@@ -25,43 +21,60 @@ def leave_quietly(code: int) -> int:
     return DONE if code in (SAVED, INTERRUPTED) else code
 
 
-def torchrun(run: Path, processes: int, arguments: list[str]) -> int:
+def torchrun(run: Path, processes: int, max_restarts: int, arguments: list[str]) -> int:
     """Run `overnight ARGUMENTS` in `processes` ranks; the exit code that one process would have had.
 
-    torchrun turns every non-zero exit into a failure with a long report, so ranks that were asked to stop
-    leave with 0 and the run's last event tells why.
+    torchrun turns every non-zero exit into a failure, so ranks that were asked to stop leave with 0 and the
+    run's last event tells why. It answers a signal by ending its ranks, so signals come here only (the
+    session is its own), and the ranks find the word to stop in a file.
     """
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-    # Behind "--" torchrun reads no options: it would take --run for an abbreviation of one of its own.
-    command += ["-m", "--", "overnight", *arguments]
-    with tempfile.TemporaryDirectory() as folder:
-        # torchrun answers a signal by ending its ranks, so signals come here only (the session is its own)
-        # and the ranks find the word to stop in a file. Asked twice, torchrun is told after all.
-        word = Path(folder) / "stop"
+    command = [sys.executable, "-m", "overnight.agent", "--standalone", f"--nproc-per-node={processes}"]
+    command += [f"--max-restarts={max_restarts}", "-m", "--", "overnight", *arguments]
+    with tempfile.TemporaryDirectory() as name, open(Path(name) / LAUNCHER, "wb") as alive:
+        try_lock(alive)  # the system gives it up when this process dies, and the ranks see that
+        folder = Path(name)
         threads = os.environ.get("OMP_NUM_THREADS", str(max(1, cpu_count() // processes)))
-        environment = os.environ | {STOP_FILE: str(word), "OMP_NUM_THREADS": threads}
-        asked: list[subprocess.Popen] = []
+        environment = os.environ | {STOP_FOLDER: name, "OMP_NUM_THREADS": threads}
+        agents: list[subprocess.Popen] = []
+        words: list[str] = []
 
-        def forward(number: int, _frame: object) -> None:
-            if word.exists():
-                for torchrun in asked:
-                    torchrun.terminate()
-            aside = word.with_suffix(".new")
-            aside.write_text("interrupted" if number == signal.SIGINT else "preempted")
-            os.replace(aside, word)
+        def pass_on(number: int, _frame: object) -> None:
+            word = "interrupted" if number == signal.SIGINT else "preempted"
+            if word == "interrupted" and word in words:
+                tell(folder, NOW)
+                for agent in agents:
+                    agent.kill()
+            elif not words:
+                tell(folder, word)
+            words.append(word)
 
-        names = ("SIGINT", "SIGTERM", "SIGUSR1", "SIGHUP")  # the last two are not on Windows
-        numbers = [getattr(signal, name) for name in names if hasattr(signal, name)]
-        before = {number: signal.signal(number, forward) for number in numbers}
+        before = {number: signal.signal(number, pass_on) for number in signals()}
         try:
-            asked.append(subprocess.Popen(command, start_new_session=True, env=environment))
-            code = asked[0].wait()
+            agents.append(subprocess.Popen(command, start_new_session=True, env=environment))
+            code = agents[0].wait()
+            if code < 0:
+                wait_for_ranks(run)
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
-        stopped = word.exists()
+    if words.count("interrupted") > 1:
+        return INTERRUPTED
     last = [""] + [record["name"] for record in records.read(run) if record["kind"] == "event"]
     saved = {"interrupted": INTERRUPTED, "preempted": SAVED}.get(last[-1])
-    if saved and (code == 0 or stopped):  # saved is saved, whatever happened to a rank on its way out
+    if saved and (code <= 0 or words):  # saved is saved, whatever happened to a rank on its way out
         return saved
-    return DONE if code == 0 else FAILURE
+    return DONE if code == 0 else code if code > 0 else FAILURE
+
+
+def wait_for_ranks(run: Path) -> None:
+    """Killed, torchrun leaves its ranks behind; they see it, save and leave."""
+    lock = Lock(run)
+    if run.is_dir() and lock.wait(PATIENCE):
+        lock.release()
+
+
+def tell(folder: Path, word: str) -> None:
+    """Leave the ranks a word; they read the old one or the new one."""
+    aside = folder / f"{word}.new"
+    aside.write_text(word)
+    os.replace(aside, folder / WORD)

@@ -1,7 +1,9 @@
 """What the operating system says of this machine. No torch here: `prepare` uses it too."""
 
+import contextlib
 import os
 import platform
+from pathlib import Path
 
 
 def cpu_count() -> int:
@@ -22,7 +24,14 @@ UNTOLD = 8 * 2**30  # bytes of memory to count on where the system does not tell
 
 
 def memory() -> int | None:
-    """Bytes of main memory; None where the system does not tell (Windows)."""
-    if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return None
+    """Bytes of main memory that this process may use, with the limits of containers (cgroup v2) and of
+    `ulimit -v`; None where the system does not tell (Windows)."""
+    if not (hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names):
+        return None
+    import resource
+
+    limits = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
+    limits += [limit for limit in resource.getrlimit(resource.RLIMIT_AS)[:1] if limit > 0]
+    with contextlib.suppress(OSError, ValueError):  # not there, or "max"
+        limits.append(int(Path("/sys/fs/cgroup/memory.max").read_text()))
+    return min(limits)

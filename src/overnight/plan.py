@@ -50,10 +50,13 @@ def run_tokens(config: Config) -> int:
     return sum(config.sequences(step) for step in range(config.steps)) * config.model.block_size
 
 
-def memory(model: ModelConfig, micro_batch: int, precision: str, device: str) -> dict[str, int]:
+def memory(
+    model: ModelConfig, micro_batch: int, precision: str, device: str, shards: int = 1
+) -> dict[str, int]:
     """Bytes that training needs at its peak, by part, for `micro_batch` windows at a time.
 
     precision: of matrix products; bf16 and fp16 are autocast's, with fp32 weights. device: cpu, cuda, mps.
+    shards: ranks that share the model (--parallel fsdp); its activations are computed again, not kept.
     """
     C, L, V, T = model.n_embd, model.n_layer, model.vocab_size, model.block_size
     assert isinstance(V, int)
@@ -63,35 +66,42 @@ def memory(model: ModelConfig, micro_batch: int, precision: str, device: str) ->
     # Kept for the backward pass, in numbers of size C a token and layer: the residual stream twice, in fp32;
     # normalised inputs (2), q, k, v (3), attention's output (1), the MLP's hidden layer before and after
     # GELU (8). Then what one layer's backward pass holds while it works.
-    kept = L * C * (2 * 4 + 14 * width) + 10 * C * width
+    of_layer = C * (2 * 4 + 14 * width)
     if model.dropout:
-        kept += L * 2 * C * (4 if device == "cpu" else 1)  # the masks
+        of_layer += 2 * C * (4 if device == "cpu" else 1)  # the masks
     if model.attention == "manual" or (model.dropout and device == "cpu"):  # no fused kernel: the scores stay
-        kept += (3 if model.dropout else 1) * width * L * model.n_head * T
+        of_layer += (3 if model.dropout else 1) * width * model.n_head * T
+    kept = of_layer + L * C * 4 if shards > 1 else L * of_layer
+    kept += 10 * C * width
     # Log-probabilities, their gradient and the logits' gradient in fp32; with autocast the logits as well.
     logits = V * (12 + (2 if half else 0))
-    return {
+    parts = {
         "process": PROCESS[device],
-        "weights": n * (6 if half else 4),  # autocast keeps a copy
+        "weights": n * (6 if half else 4) // shards,  # autocast keeps a copy
         "gradients": 4 * n,
-        "optimizer": 8 * n,
+        "optimizer": 8 * n // shards,
         "activations": int(tokens * kept * (1 + HOLES[device])),
         "logits": tokens * logits,
     }
+    if shards > 1:
+        # Whole while they work: the embeddings, a block and the next one. Gradients are whole until the last
+        # micro-step; evaluations take their place with a whole copy of the weights.
+        parts["unsharded"] = ((V + T) * C + 2 * 12 * C * C) * (6 if half else 4)
+    return parts
 
 
-def memory_bytes(model: ModelConfig, micro_batch: int, precision: str, device: str) -> int:
+def memory_bytes(model: ModelConfig, micro_batch: int, precision: str, device: str, shards: int = 1) -> int:
     """The sum of `memory`."""
-    return sum(memory(model, micro_batch, precision, device).values())
+    return sum(memory(model, micro_batch, precision, device, shards).values())
 
 
 def largest_micro_batch(
-    model: ModelConfig, rows: int, precision: str, device: str, available: float
+    model: ModelConfig, rows: int, precision: str, device: str, available: float, shards: int = 1
 ) -> int | None:
     """The largest divisor of `rows` (a rank's windows of a step) that fits in `available` bytes; None where
     not even one window does."""
     budget = available * SHARE[device]
-    fits = [n for n in divisors(rows) if memory_bytes(model, n, precision, device) <= budget]
+    fits = [n for n in divisors(rows) if memory_bytes(model, n, precision, device, shards) <= budget]
     return max(fits, default=None)
 
 

@@ -4,10 +4,12 @@ Every record has kind, step (updates done), time (UTC) and tokens (trained on so
 `Records` below are the one place where the fields of each kind stand.
 """
 
+import contextlib
+import errno
 import json
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -20,11 +22,14 @@ FILE = "records.jsonl"
 
 class Records:
     """Appends to records.jsonl. A line reaches the operating system whole, at once: a killed process
-    leaves at most one torn line, at the end, which `rewind` takes away."""
+    leaves at most one torn line, at the end, which `rewind` takes away. What a full disk does not take
+    waits, and is written before the next line; `warn` is told once until it works again."""
 
-    def __init__(self, run: Path):
+    def __init__(self, run: Path, warn: Callable[[OSError], None]):
         self.path = run / FILE
         self._file = open(self.path, "ab", buffering=0)  # noqa: SIM115 (open as long as the run)
+        self._waiting = b""
+        self._warn, self._warned = warn, False
 
     def train(
         self,
@@ -64,16 +69,34 @@ class Records:
     def _write(self, kind: str, step: int, tokens: int, **fields: Any) -> None:
         now = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
         record = {"kind": kind, "step": step, "time": now, "tokens": tokens} | fields
-        line = json.dumps(finite(record), allow_nan=False, ensure_ascii=False).encode() + b"\n"
-        while line:  # a nearly full disk takes a part, then says that it is full
-            line = line[self._file.write(line) :]
+        self._waiting += json.dumps(finite(record), allow_nan=False, ensure_ascii=False).encode() + b"\n"
+        try:
+            self.flush()
+        except OSError as error:
+            if not self._warned:
+                self._warned = True
+                self._warn(error)
 
-    def synced_size(self) -> int:
-        """Bytes of records that are safely on the disk: all written so far."""
+    def flush(self) -> None:
+        """Write what waits. Raises OSError where the disk does not take it (yet)."""
+        while self._waiting:  # a nearly full disk takes a part, then says that it is full
+            self._waiting = self._waiting[self._file.write(self._waiting) :]
+        self._warned = False
+
+    def size(self) -> int:
+        """Bytes of all records so far, those that wait included."""
+        return os.fstat(self._file.fileno()).st_size + len(self._waiting)
+
+    def sync(self, size: int) -> None:
+        """Make sure that the first `size` bytes are on the disk; may be called by another thread. Raises
+        OSError while some of them wait."""
         os.fsync(self._file.fileno())
-        return os.fstat(self._file.fileno()).st_size
+        if os.fstat(self._file.fileno()).st_size < size:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.path))
 
     def close(self) -> None:
+        with contextlib.suppress(OSError):  # `warn` was told
+            self.flush()
         self._file.close()
 
 

@@ -57,9 +57,10 @@ def run_path(name: str) -> Path:
 
 
 def read_config(run: Path) -> tuple[Config, dict[str, Any]]:
-    """A run's resolved config, and what else config.json says (preset, and which fields were auto)."""
+    """A run's resolved config, and what else config.json says (preset, which fields were auto, the data's
+    fingerprint)."""
     described = read_json(run / CONFIG, "config")
-    extra = {key: described.pop(key, None) for key in ("preset", "auto")}
+    extra = {key: described.pop(key, None) for key in ("preset", "auto", "data_fingerprint")}
     return config.from_dict(described, str(run / CONFIG)), extra
 
 
@@ -85,7 +86,7 @@ def checkpoint_of(name: str) -> Path:
         if state is None:
             raise UserError(f"the run {run} has no complete checkpoint yet: train it first.", *wrong)
         return checkpoint.folder(run, state.step)
-    if not at.isdecimal() or int(at) not in steps:
+    if not at.isdecimal() or len(at) > 18 or int(at) not in steps:
         have = ", ".join(map(str, steps)) or "none"
         raise UserError(f"{run} has no checkpoint of step {at}. It has: {have}.")
     try:

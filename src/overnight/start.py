@@ -23,13 +23,15 @@ from overnight.errors import UserError, refuse
 from overnight.evals import continuations, hellaswag, tasks
 from overnight.evals.hellaswag import Question
 from overnight.files import parent_problem, to_json, write_synced
+from overnight.lock import Lock
 from overnight.machine import cpu_count, cpu_name
 from overnight.weights.tensors import Weights
 from overnight.world import World, choose_compile, choose_precision, device_memory
 
 # What may differ when a run goes on; of steps, only more.
 FREE = {"steps", "eval_every", "val_tokens", "save_every", "sample_every", "keep", "device", "processes"}
-FREE |= {"max_minutes", "verify", "hellaswag_every", "hellaswag_items", "hellaswag_file"}
+FREE |= {"max_minutes", "max_restarts", "verify", "hellaswag_every", "hellaswag_items", "hellaswag_file"}
+FREE |= {"micro_batch", "parallel", "train.max_bad_steps"}  # how a step is computed, not which
 FREE |= {"sample.prompt", "sample.count", "sample.length"}
 PLACES = {"data", "run"}  # names of folders: the data is compared by its content, the run is itself
 
@@ -57,6 +59,20 @@ class Start:
     """Fields that differ from the run's config.json: [before, now]."""
     damaged: list[str]
     """What is wrong with checkpoints newer than `state`."""
+    skipped: list[list[int]]
+    """Windows that are left out: data/batches.py's `skipped`."""
+    gone_back: bool = False
+    """Whether this run has just gone back from steps that did not happen."""
+
+    def back_to(self, state: State | None, damaged: list[str], skipped: list[list[int]]) -> "Start":
+        """The same run, going on from an earlier checkpoint or from the beginning, without some windows."""
+        donor = self.donor
+        if state is None and self.config.init_from and donor is None:
+            donor = resolve.load(self.config.init_from, torch.device("cpu")).weights
+        return replace(
+            self, state=state, donor=donor, resuming=True, changes={}, damaged=damaged, skipped=skipped,
+            gone_back=True,
+        )  # fmt: skip
 
     @property
     def complete(self) -> bool:
@@ -75,11 +91,12 @@ def decide(wanted: Config, preset: str, world: World) -> Start:
     data = Data(Path(wanted.data))
     if wanted.verify:
         data.verify()
-    old = None
+    old, begun_on = None, None
     if run.exists() and not (run.is_dir() and all(path.name.startswith(".") for path in run.iterdir())):
         if not (run / resolve.CONFIG).is_file():
             raise UserError(f"{run} exists and is no run (it has no {resolve.CONFIG}): choose another --run.")
-        old, _ = resolve.read_config(run)
+        old, extra = resolve.read_config(run)
+        begun_on = extra["data_fingerprint"]
     if old and wanted.init_from and old.init_from.rpartition("@")[0] == wanted.init_from:
         wanted = replace(wanted, init_from=old.init_from)  # as it was pinned
     state, damaged = checkpoint.newest_sound(run) if old else (None, [])
@@ -92,7 +109,7 @@ def decide(wanted: Config, preset: str, world: World) -> Start:
     config = resolve_autos(wanted, old, data, world)
     auto = {name: dict(fields_of(config))[name] for name, value in fields_of(wanted) if value == "auto"}
     changes = compare(old, config, auto, run) if old else {}
-    if state is not None and state.data != data.fingerprint:
+    if data.fingerprint != (state.data if state else begun_on or data.fingerprint):
         raise UserError(
             f"{run} was trained on other data than {data.folder} (fingerprints differ).",
             "Give its own --data, or choose another --run.",
@@ -102,7 +119,10 @@ def decide(wanted: Config, preset: str, world: World) -> Start:
         config = replace(config, hellaswag_every=0)
         auto["hellaswag_every"] = 0
     resuming = old is not None
-    return Start(config, preset, auto, run, data, state, donor, questions, resuming, changes, damaged)
+    return Start(
+        config, preset, auto, run, data, state, donor, questions, resuming, changes, damaged,
+        skipped=state.skipped if state else [],
+    )  # fmt: skip
 
 
 def hellaswag_questions(config: Config, data: Data, wanted: int | str) -> list[Question]:
@@ -203,7 +223,8 @@ def resolve_autos(wanted: Config, old: Config | None, data: Data, world: World) 
         kept = old.micro_batch if old and old.device == device.type else None
         if not (isinstance(kept, int) and tokens % (unit * kept) == 0):
             room, rows = device_memory(device, world.size), max(1, tokens // unit)
-            kept = plan.largest_micro_batch(config.model, rows, precision, device.type, room) or 1
+            shards = world.size if config.parallel == "fsdp" else 1
+            kept = plan.largest_micro_batch(config.model, rows, precision, device.type, room, shards) or 1
         config = replace(config, micro_batch=kept)
     return config
 
@@ -213,8 +234,6 @@ def compare(old: Config, new: Config, auto: dict[str, Any], run: Path) -> dict[s
     before, now = dict(fields_of(old)), dict(fields_of(new))
     changes = {name: [before[name], now[name]] for name in now if before[name] != now[name]}
     free = FREE | PLACES | set(auto)
-    if "processes" in changes:
-        free.add("micro_batch")  # fewer windows a rank may need smaller ones
     refused = [
         f"{name.replace('_', '-')} {was} -> {is_now}"
         for name, (was, is_now) in changes.items()
@@ -228,11 +247,14 @@ def compare(old: Config, new: Config, auto: dict[str, Any], run: Path) -> dict[s
     return {name: change for name, change in changes.items() if name not in PLACES}
 
 
-def begin(start: Start) -> None:
+def begin(start: Start, lock: Lock) -> None:
     """Make the run's folder, or bring that of an old run to where its checkpoint is. A kill in between
     does no harm: the next start does it again."""
     start.run.mkdir(parents=True, exist_ok=True)
+    if lock.take() and (start.run / resolve.CONFIG).exists():
+        raise UserError(f"{start.run} was begun by another process meanwhile: run the command again.")
     described = {"preset": start.preset} | asdict(start.config) | {"auto": start.auto}
+    described |= {"data_fingerprint": start.data.fingerprint}
     write_synced(start.run / resolve.CONFIG, to_json(described))
     tokenizer = json.dumps(start.data.tokenizer.to_json(), ensure_ascii=False)
     write_synced(start.run / resolve.TOKENIZER, tokenizer + "\n")

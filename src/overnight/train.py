@@ -1,26 +1,32 @@
 """The training step, and the loop around it."""
 
+import gc
 import math
 import time
+from collections import deque
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 
 import torch
 from torch import Tensor, nn
 
-from overnight import __version__, checkpoint, errors, plan
+from overnight import checkpoint, errors, journal
 from overnight.checkpoint import State
 from overnight.data.batches import Batches, key
 from overnight.data.loader import Loader
 from overnight.evaluator import Evaluator
-from overnight.files import clear_disk_errors
+from overnight.files import clear_disk_errors, disk_problem
+from overnight.journal import Journal
+from overnight.lock import Lock
+from overnight.memory import clear_memory_errors
 from overnight.models.gpt2 import GPT
 from overnight.optim import adamw, learning_rate
-from overnight.records import Records
+from overnight.parallel import plain, replicate, shard, unsynchronised, whole
+from overnight.saving import PATIENCE, Saver
 from overnight.start import Start, begin
 from overnight.stop import Stop
-from overnight.terminal import Silent, Status, duration
-from overnight.world import World, be_deterministic, peak_flops, use_precision
+from overnight.terminal import Silent, Status
+from overnight.world import Reading, World, be_deterministic, clear_rank_errors, use_precision
 
 Autocast = Callable[[], AbstractContextManager]
 
@@ -34,34 +40,33 @@ def train_step(
     lr: float,
     grad_clip: float,
     autocast: Autocast,
+    mean: Callable[[Tensor], Tensor] = lambda loss: loss,
 ) -> tuple[Tensor, Tensor]:
-    """One update from all of a step's micro-batches.
+    """One update from all of a step's micro-batches; none where loss or gradient is not finite.
 
-    Returns this rank's mean loss, and the norm of the gradient of all ranks before clipping: fp32 scalars
-    on the device.
+    mean: this rank's loss -> that of all ranks. Returns the latter, and the norm of the gradient of all ranks
+    before clipping: fp32 scalars on the device, which the host has not waited for.
     """
-    total = torch.zeros((), device=next(model.parameters()).device)
+    loss = torch.zeros((), device=next(model.parameters()).device)
     for micro_step, (inputs, targets) in enumerate(micro_batches, 1):
         # Ranks exchange gradients in the last micro-step's backward pass only. DDP decides that in the
         # forward pass, so it has to be inside (build-nanogpt#30: 4.59 where 3.95 was right).
         with nullcontext() if micro_step == micro_steps else unsynchronised(model):
             with autocast():
-                loss = model(inputs, targets) / micro_steps
-            scaler.scale(loss).backward()
-        total += loss.detach()
+                part = model(inputs, targets) / micro_steps
+            scaler.scale(part).backward()
+        loss += part.detach()
+    loss = mean(loss)
     scaler.unscale_(optimizer)
-    grad_norm = nn.utils.clip_grad_norm_(model.parameters(), grad_clip or math.inf)
+    grad_norm = whole(nn.utils.clip_grad_norm_(model.parameters(), grad_clip or math.inf))
     for group in optimizer.param_groups:
         group["lr"] = lr
-    scaler.step(optimizer)
+    # The fused kernel leaves weights and moments as they are where this is 1: nobody has to look first.
+    optimizer.found_inf = 1.0 - torch.isfinite(loss + grad_norm).float()  # type: ignore[attr-defined]
+    optimizer.step()
     scaler.update()
     optimizer.zero_grad(set_to_none=True)
-    return total, grad_norm
-
-
-def unsynchronised(model: nn.Module) -> AbstractContextManager:
-    """DDP's no_sync; nothing for a module without other ranks."""
-    return getattr(model, "no_sync", nullcontext)()
+    return loss, grad_norm
 
 
 def due(step: int, every: int) -> bool:
@@ -69,24 +74,44 @@ def due(step: int, every: int) -> bool:
     return every > 0 and step % every == 0
 
 
-def train(start: Start, world: World) -> int:
+def say_complete(start: Start, world: World) -> int:
+    """There is nothing to do. A run that was killed behind its last checkpoint gets its last event."""
+    assert start.state is not None
+    if world.is_main:
+        with clear_disk_errors(f"training {start.run}"):
+            journal.complete(start)
+        Status().say(f"{start.run} is complete ({start.state.step:,} steps): nothing to do.")
+    return errors.DONE
+
+
+def train(start: Start, world: World, stop: Stop, lock: Lock) -> int:
     """Train from where `start` is to its last step. Returns the exit code (errors.py)."""
     status = Status() if world.is_main else Silent()
-    if start.complete:
-        assert start.state is not None
-        status.say(f"{start.run} is complete ({start.state.step:,} steps): nothing to do.")
-        return errors.DONE
-    world.barrier()  # everybody has read the run's folder; from here on it changes
-    with clear_disk_errors(f"training {start.run}"), ExitStack() as stack:
-        if world.is_main:
-            begin(start)
-        session = Session(start, world, status, stack)
-        return loop(session, stack.enter_context(Stop(start.config.max_minutes)))
+    with (
+        clear_disk_errors(f"training {start.run}"),
+        clear_memory_errors(start.config, world.device),
+        clear_rank_errors(world),
+    ):
+        while True:  # once, but for runs that go back
+            if not world.agrees(start.state.step if start.state else 0):
+                raise errors.Failure(f"the ranks see different checkpoints: {start.run} must be one folder.")
+            if world.is_main:
+                begin(start, lock)
+            world.barrier()  # the folder is as it should be before the others look into it
+            with ExitStack() as stack:
+                session = Session(start, world, status, stack)
+                try:
+                    return loop(session, stop)
+                except BadSteps as row:
+                    start = session.back_before(row)
+            del session
+            gc.collect()  # the model and all that acts on it, before there is another
 
 
 def loop(session: "Session", stop: Stop) -> int:
     """Steps, and what is due after each. `step` counts updates done; update 1 is the first."""
     config = session.config
+    stop.begin(config.max_minutes)
     for step in range(session.first + 1, config.steps + 1):
         last = step == config.steps
         asked = session.update(step, stop)
@@ -97,11 +122,19 @@ def loop(session: "Session", stop: Stop) -> int:
             session.hellaswag(step)
         if last or due(step, config.sample_every):
             session.sample(step)
-        if last or asked or due(step, config.save_every):
+        if last or asked or session.save_due(step):
             session.save(step, val_loss)
         if asked and not last:
             return session.leave(step, asked)
     return session.finish()
+
+
+class BadSteps(Exception):
+    """So many updates in a row did not happen that there is no sense in going on; up to `step`."""
+
+    def __init__(self, step: int, count: int):
+        super().__init__(f"{count} updates up to step {step} did not happen")
+        self.step, self.count = step, count
 
 
 class Session:
@@ -110,79 +143,57 @@ class Session:
     def __init__(self, start: Start, world: World, status: Status, stack: ExitStack):
         config = start.config
         assert isinstance(config.micro_batch, int)
-        self.micro_batch = config.micro_batch
-        self.config, self.data, self.run, self.world, self.status = (
-            config,
-            start.data,
-            start.run,
-            world,
-            status,
-        )
+        assert isinstance(config.hellaswag_every, int)
+        self.micro_batch, self.hellaswag_every = config.micro_batch, config.hellaswag_every
+        self.start, self.config, self.run, self.world = start, config, start.run, world
         if config.deterministic:
             be_deterministic()
         self.autocast = use_precision(config.precision, world.device)
-        self.model = initial_model(start).to(world.device)
+        self.journal = Journal(start, world, status)
+        self.model = initial_model(start)
+        self.parallel = self.spread()
         self.optimizer = adamw(self.model, config.optim)
         self.scaler = torch.amp.GradScaler(world.device.type, enabled=config.precision == "fp16")
         if start.state is not None:
-            checkpoint.load_optimizer(
-                checkpoint.folder(self.run, start.state.step), self.model, self.optimizer
-            )
+            folder = checkpoint.folder(self.run, start.state.step)
+            checkpoint.load_optimizer(folder, self.model, self.optimizer)
             self.scaler.load_state_dict(start.state.scaler)
-        self.first = start.state.step if start.state else 0  # updates done before this process
-        self.parallel = world.replicate(self.compiled())
+        self.first = start.state.step if start.state else 0  # updates done before this session
         self.batches = Batches(
-            self.data.split("train"),
+            start.data.split("train"),
             config.model.block_size,
             config.sequences,
             config.seed,
             config.loader.order,
+            start.skipped,
         )
         self.loader = Loader(self.batches, self.micro_batch, world)
         stack.callback(self.loader.close)
-        self.records = Records(self.run) if world.is_main else None
-        if self.records:
-            stack.callback(self.records.close)
-        assert isinstance(config.hellaswag_every, int)
-        self.hellaswag_every = config.hellaswag_every
+        self.journal.open(self.batches)
+        stack.callback(self.journal.close)
+        self.saver = Saver(self.run, config.keep, self.journal.sync)
+        stack.callback(self.saver.close)
         self.evaluator = Evaluator(
-            self.model, config, self.data, start.questions, world, self.autocast, self.records, status
+            config, start.data, start.questions, world, self.autocast, self.journal.records, status
         )
         self.last_val: dict[str, float] = {}
-        self.began = time.monotonic()
-        peak = peak_flops(world.device, config.precision)
-        self.peak = peak * world.size if peak else None
-        self.announce(start)
+        self.readings: deque[tuple[int, float, Reading]] = deque()  # of updates whose numbers are not read
+        self.clock = time.perf_counter()  # when the last update's numbers were there
+        self.asked = ""
+        self.save_owed = False
+        self.journal.announce()
 
-    def announce(self, start: Start) -> None:
-        """Say and record what begins here."""
-        world = {
-            "size": self.world.size,
-            "device": str(self.world.device),
-            "threads": torch.get_num_threads(),
-        }
-        detail = {"world": world, "auto": start.auto, "version": __version__}
-        if start.resuming:
-            detail |= {"changes": start.changes, "damaged": start.damaged}
-            for problem in start.damaged:
-                self.status.say(f"damaged checkpoint moved aside: {problem}")
-            for name, (was, now) in start.changes.items():
-                self.status.say(f"{name.replace('_', '-')}: {was} -> {now}")
-        self.event(self.first, "resume" if start.resuming else "start", detail)
-        if start.auto.get("hellaswag_every") == 0:
-            self.status.say("HellaSwag is left out: its file could not be had (--hellaswag-file PATH).")
-        config, ranks = self.config, f" on {self.world.size} ranks" if self.world.size > 1 else ""
-        self.status.say(
-            f"{'Resuming' if self.first else 'Training'} {self.run}"
-            + (f" at step {self.first:,}" if self.first else "")
-            + f": {plan.parameters(config.model) / 1e6:.1f} M parameters, {config.precision} on "
-            f"{self.world.device}{ranks}, {config.steps:,} steps of {config.batch_tokens:,} tokens "
-            f"({config.micro_batch} x {config.model.block_size} at a time)."
-        )
+    def spread(self) -> nn.Module:
+        """The module that training calls: the model on its device, compiled if the config says so and it
+        works here, with the other ranks."""
+        if self.config.parallel == "fsdp":
+            return shard(self.model, self.world, self.config.compile == "on")
+        self.model.to(self.world.device)
+        return replicate(self.compiled(), self.world)
 
     def compiled(self) -> nn.Module:
-        """The model that training calls: compiled if the config says so and it works here, else the raw
-        one. Evaluation and sampling always use the raw one, whose shapes may change."""
+        """The model, compiled if the config says so and it works here. Evaluation and sampling always use the
+        raw one, whose shapes may change."""
         if self.config.compile == "off":
             return self.model
         try:
@@ -195,108 +206,144 @@ class Session:
             raise
         except Exception as error:  # whatever a compiler may throw: training works without one
             reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
-            self.status.say(f"torch.compile does not work here, training goes on without it ({reason}).")
+            self.journal.say(f"torch.compile does not work here, training goes on without it ({reason}).")
             compiled = self.model
         self.model.zero_grad(set_to_none=True)
         return compiled
 
-    def tokens(self, step: int) -> int:
-        """Tokens trained on in the first `step` updates."""
-        return self.batches.position(step) * self.config.model.block_size
-
     def update(self, step: int, stop: Stop) -> str:
         """Update number `step` (1 is the first). Returns why to stop, agreed on by all ranks, or ''."""
-        began = time.perf_counter()
+        if not self.readings:
+            self.clock = time.perf_counter()
         config = self.config
         lr = learning_rate(step - 1, config.steps, config.optim)
         torch.manual_seed(key(config.seed, step, self.world.rank))  # dropout depends on these alone
         loss, grad_norm = train_step(
             self.parallel, self.optimizer, self.scaler, self.loader.at(step - 1),
-            self.loader.micro_steps(step - 1), lr, config.optim.grad_clip, self.autocast,
+            self.loader.micro_steps(step - 1), lr, config.optim.grad_clip, self.autocast, self.world.mean,
         )  # fmt: skip
         asked = stop.asked()
-        shared = [float(asked == "interrupted"), float(asked == "preempted")]
-        shared_loss, interrupted, preempted = self.world.sum(
-            torch.cat([loss.reshape(1), torch.tensor(shared, device=loss.device)])
-        ).tolist()
-        mean_loss = shared_loss / self.world.size
-        seconds = time.perf_counter() - began
-        rate = (self.tokens(step) - self.tokens(step - 1)) / seconds
-        mfu = rate * plan.flops_per_token(config.model) / self.peak if self.peak else None
-        if self.records:
-            self.records.train(
-                step, self.tokens(step), mean_loss, lr, grad_norm.item(), 1000 * seconds, rate, mfu
-            )
-        if step == 1 and not config.init_from:
-            self.check_first_loss(mean_loss)
-        self.status.update(lambda: self.progress(step, mean_loss, lr, rate))
-        return "interrupted" if interrupted else "preempted" if preempted else ""
+        wishes = self.world.send([asked == "interrupted", asked == "preempted"])
+        numbers = torch.cat([loss.reshape(1), grad_norm.reshape(1), self.world.sum(wishes)])
+        self.readings.append((step, lr, Reading(numbers)))
+        self.settle(self.world.lag)
+        return self.asked
 
-    def check_first_loss(self, loss: float) -> None:
-        """A fresh model knows nothing: its loss is that of guessing evenly, ln(vocabulary), plus half the
-        variance of its logits (0.02 times a vector of length sqrt(n_embd))."""
-        expected = math.log(self.data.tokenizer.vocab_size)
-        allowed = 0.1 + 0.5 * 0.02**2 * self.config.model.n_embd
-        sane = abs(loss - expected) <= allowed
-        self.event(0, "initial_loss", {"loss": loss, "ln_vocabulary": expected, "sane": sane})
-        verdict = (
-            "as it should be" if sane else f"NOT within {allowed:.2f}: something is wrong with the model"
-        )
-        self.status.say(f"Loss before training {loss:.4f}, ln(vocabulary) {expected:.4f}: {verdict}.")
+    def settle(self, unread: int = 0) -> None:
+        """Read the numbers of all but the newest `unread` updates. Raises BadSteps."""
+        while len(self.readings) > unread:
+            step, lr, reading = self.readings.popleft()
+            loss, grad_norm, interrupted, preempted = reading.get()
+            seconds, self.clock = time.perf_counter() - self.clock, time.perf_counter()
+            self.journal.update(step, loss, grad_norm, lr, seconds)
+            self.asked = "interrupted" if interrupted else "preempted" if preempted else self.asked
+            if (count := self.journal.watch.bad_steps) >= self.config.train.max_bad_steps:
+                raise BadSteps(step, count)
+        self.collect()
 
     def validate(self, step: int, limit: int | None) -> float:
         """Validation loss on the first `limit` tokens, or on all."""
-        self.last_val = self.evaluator.validate(step, self.tokens(step), limit)
+        self.settle()
+        with plain(self.model) as model:
+            self.last_val = self.evaluator.validate(model, step, self.journal.tokens(step), limit)
         return self.last_val["loss"]
 
     def hellaswag(self, step: int) -> None:
-        self.evaluator.hellaswag(step, self.tokens(step))
+        self.settle()
+        with plain(self.model) as model:
+            self.evaluator.hellaswag(model, step, self.journal.tokens(step))
 
     def sample(self, step: int) -> None:
-        self.evaluator.sample(step, self.tokens(step))
+        self.settle()
+        with plain(self.model) as model:
+            self.evaluator.sample(model, step, self.journal.tokens(step))
+
+    def save_due(self, step: int) -> bool:
+        """Whether to save now: every so many steps. While updates do not happen it is put off, so that the
+        newest checkpoint stays a good one."""
+        self.save_owed = self.save_owed or due(step, self.config.save_every)
+        if self.save_owed:
+            self.settle()
+        return self.save_owed and not self.journal.watch.bad_steps
 
     def save(self, step: int, val_loss: float | None) -> None:
-        """Publish a checkpoint of this step and remove old ones; the first rank has all there is to save."""
-        if self.records is None:
-            return
-        state = State(
+        """Begin to publish a checkpoint of this step; it is written while training goes on."""
+        self.settle()
+        self.collect(wait=True)
+        self.save_owed = False
+        self.saver.save(self.model, self.optimizer, self.state(step, val_loss))
+
+    def collect(self, wait: bool = False) -> None:
+        """Take note of a checkpoint that was published meanwhile, or could not be."""
+        try:
+            if state := self.saver.collect(wait):
+                path = checkpoint.folder(self.run, state.step)
+                self.journal.event(state.step, "checkpoint", {"path": path.name})
+        except OSError as error:
+            self.journal.save_failed(error)
+
+    def make_sure(self) -> None:
+        """Wait until the checkpoint begun last is on the disk, trying for a while. Raises Failure."""
+        until = time.monotonic() + PATIENCE
+        self.collect(wait=True)
+        while error := self.saver.error:
+            if time.monotonic() > until:
+                raise errors.Failure(
+                    f"the checkpoint was not saved: {disk_problem(error)}.",
+                    "The one before it is whole: run the same command again to go on from there.",
+                )
+            time.sleep(1)
+            self.saver.try_again()
+            self.collect(wait=True)
+
+    def state(self, step: int, val_loss: float | None) -> State | None:
+        """What a checkpoint of this step says beside its tensors; None but on the first rank."""
+        if self.journal.records is None:
+            return None
+        return State(
             step=step,
-            tokens=self.tokens(step),
+            tokens=self.journal.tokens(step),
             seed=self.config.seed,
-            data=self.data.fingerprint,
-            records_bytes=self.records.synced_size(),
+            data=self.start.data.fingerprint,
+            records_bytes=self.journal.records.size(),
             val_loss=val_loss if val_loss is None or math.isfinite(val_loss) else None,
             scaler=self.scaler.state_dict(),
-            sha256={},
+            skipped=[list(one) for one in self.batches.skipped],
+            bad_steps=self.journal.watch.bad_steps,
         )
-        path = checkpoint.publish(self.run, self.model, self.optimizer, state)
-        checkpoint.prune(self.run, self.config.keep)
-        self.event(step, "checkpoint", {"path": path.name})
+
+    def back_before(self, row: BadSteps) -> Start:
+        """Where to go on after so many bad steps: at the newest checkpoint from before them, without their
+        windows. Raises Failure where that has not helped."""
+        first = row.step - row.count + 1
+        self.collect(wait=True)
+        self.world.barrier()  # nobody writes, all look
+        state, damaged = checkpoint.newest_sound(self.run, usable=lambda state: not state.bad_steps)
+        back = state.step if state else 0
+        if self.start.gone_back and back == self.first:
+            self.journal.event(row.step, "gave_up", {"steps": [first, row.step], "checkpoint": back})
+            start_from = f"--init-from {self.run}@{back} " if back else ""
+            raise errors.Failure(
+                f"loss or gradient not finite in steps {first:,} to {row.step:,}, again after going back to "
+                f"step {back:,} and leaving out the windows of the first time: giving up.",
+                f"Try a lower learning rate in a new run: --run NAME {start_from}--optim.lr "
+                f"{self.config.optim.lr / 2:g}",
+            )
+        skipped = self.batches.without(first - 1, row.step - 1)
+        self.journal.gone_back(row.step, first, back, skipped)
+        return self.start.back_to(state, damaged, skipped)
 
     def leave(self, step: int, reason: str) -> int:
         """Stopped from outside, with everything saved."""
-        self.event(step, reason, {})
-        self.status.say(f"{reason.capitalize()}: saved step {step:,}. Run the same command again to go on.")
+        self.make_sure()
+        self.journal.left(step, reason)
         return errors.INTERRUPTED if reason == "interrupted" else errors.SAVED
 
     def finish(self) -> int:
         """The last step is done and saved."""
-        self.event(self.config.steps, "done", self.last_val)
-        self.status.say(
-            f"Done: {self.config.steps:,} steps, {duration(time.monotonic() - self.began)} in this process. "
-            f"Now: overnight eval {self.run}, overnight sample {self.run}"
-        )
+        self.make_sure()
+        self.journal.done(self.last_val)
         return errors.DONE
-
-    def event(self, step: int, name: str, detail: dict) -> None:
-        if self.records:
-            self.records.event(step, self.tokens(step), name, detail)
-
-    def progress(self, step: int, loss: float, lr: float, rate: float) -> str:
-        per_step = (time.monotonic() - self.began) / (step - self.first)
-        left = duration(per_step * (self.config.steps - step))
-        steps = f"step {step:,}/{self.config.steps:,}"
-        return f"{steps}  loss {loss:.4f}  lr {lr:.2e}  {rate:,.0f} tokens/s  {left} left"
 
 
 def initial_model(start: Start) -> GPT:

@@ -5,15 +5,16 @@ Alone, every collective is a no-op, so that nothing else asks how many ranks the
 
 import contextlib
 import os
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 
 from overnight import hardware, machine
-from overnight.errors import UserError
+from overnight.errors import Failure, UserError
 from overnight.machine import cpu_count
 
 
@@ -42,19 +43,51 @@ class World:
         if self.size > 1:
             dist.barrier(device_ids=[self.device.index] if self.device.type == "cuda" else None)
 
-    def replicate(self, model: nn.Module) -> nn.Module:
-        """A module whose backward pass averages gradients over ranks (DDP); alone, the module itself."""
-        if self.size == 1:
-            return model
-        ids = [self.device.index] if self.device.type == "cuda" else None
-        return nn.parallel.DistributedDataParallel(
-            model, device_ids=ids, gradient_as_bucket_view=True, broadcast_buffers=False
-        )
+    def mean(self, values: Tensor) -> Tensor:
+        """The mean of a tensor over all ranks, on each of them."""
+        return self.sum(values) / self.size
+
+    def agrees(self, number: int) -> bool:
+        """Whether all ranks have the same number."""
+        sums = torch.tensor([number, number * number], dtype=torch.float64, device=self.device)
+        first, second = self.sum(sums).tolist()
+        return first == number * self.size and second == number * number * self.size
+
+    def send(self, numbers: list[float]) -> Tensor:
+        """Numbers on their way to the device, (n,) fp32; nobody waits for it."""
+        cuda = self.device.type == "cuda"
+        return torch.tensor(numbers, pin_memory=cuda).to(self.device, non_blocking=True)
+
+    @property
+    def lag(self) -> int:
+        """Steps that numbers are read late: a GPU shall be busy with the next step by then."""
+        return 1 if self.device.type == "cuda" else 0
+
+
+class Reading:
+    """Numbers, (n,), that the device has yet to compute: they are copied behind the work it has so far, and
+    reading them later does not stop what it was given since."""
+
+    def __init__(self, values: Tensor):
+        self._host = values
+        self._copied = None
+        if values.is_cuda:
+            self._host = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
+            self._host.copy_(values, non_blocking=True)
+            self._copied = torch.cuda.Event()
+            self._copied.record()
+
+    def get(self) -> list[float]:
+        """The numbers, as soon as they are there."""
+        if self._copied:
+            self._copied.synchronize()
+        return self._host.tolist()
 
 
 @contextlib.contextmanager
-def connect(device: str) -> Iterator[World]:
-    """The world of this process: joins the other ranks if torchrun started it, and leaves them at the end."""
+def connect(device: str, always: bool = False) -> Iterator[World]:
+    """The world of this process: joins the other ranks if torchrun started it, and leaves them at the end.
+    always: make a process group even for one that is alone (FSDP wants one)."""
     rank, local_rank = int(os.environ.get("RANK", "0")), int(os.environ.get("LOCAL_RANK", "0"))
     size = int(os.environ.get("WORLD_SIZE", "1"))
     chosen = choose_device(device, local_rank, size)
@@ -65,18 +98,34 @@ def connect(device: str) -> Iterator[World]:
     torch.set_num_threads(
         int(threads) if threads.strip("0").isdecimal() else max(1, cpu_count() // local_size)
     )
-    if size == 1:
+    if size == 1 and not always:
         yield World(chosen)
         return
-    dist.init_process_group(
-        "nccl" if chosen.type == "cuda" else "gloo", device_id=chosen if chosen.type == "cuda" else None
-    )
+    backend, device_id = ("nccl", chosen) if chosen.type == "cuda" else ("gloo", None)
+    if size == 1:
+        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, device_id=device_id)
+    else:
+        dist.init_process_group(backend, device_id=device_id)
     try:
         here = World(chosen, rank, size)
         yield here
         here.barrier()  # nobody hangs up while another is still saving
     finally:
         dist.destroy_process_group()
+
+
+@contextlib.contextmanager
+def clear_rank_errors(world: World) -> Iterator[None]:
+    """Turn a connection that broke because another rank is gone into a line. (Which one it was is told by
+    torchrun, who saw it end.)"""
+    try:
+        yield
+    except RuntimeError as error:
+        lost = isinstance(error, dist.DistError) or re.search("gloo|NCCL|closed by peer", str(error))
+        if world.size == 1 or not lost:
+            raise
+        text = " ".join(str(error).split())[:150]
+        raise Failure(f"another rank is gone, so this one ends ({text}).") from error
 
 
 def imagine(device: str, processes: int) -> World:

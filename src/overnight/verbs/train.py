@@ -1,11 +1,13 @@
 """`overnight train PRESET`."""
 
 from collections.abc import Collection
+from contextlib import ExitStack
 
 from overnight.arguments import flags, parse
 from overnight.config import Config
 from overnight.errors import DONE, UserError, near
 from overnight.presets import PRESETS
+from overnight.stop import Stop, is_rank
 
 
 def run(arguments: list[str]) -> int:
@@ -14,21 +16,32 @@ def run(arguments: list[str]) -> int:
         list_presets("train")
         return DONE
     wanted = parse(Config, f"overnight train {preset}", rest, default=PRESETS[preset]())
+    with Stop() as stop:
+        return train(wanted, preset, arguments, stop)
 
-    from overnight import launch, start, world
+
+def train(wanted: Config, preset: str, arguments: list[str], stop: Stop) -> int:
+    """Train here, or in ranks of their own."""
+    from overnight import launch, resolve, start, world  # torch, only now
+    from overnight.lock import Lock
+    from overnight.train import say_complete
     from overnight.train import train as train_run
 
-    if launch.is_rank():
-        with world.connect(wanted.device) as here:
-            return launch.leave_quietly(train_run(start.decide(wanted, preset, here), here))
-    if wanted.processes == 1:
-        with world.connect(wanted.device) as here:
-            return train_run(start.decide(wanted, preset, here), here)
-    imagined = world.imagine(wanted.device, wanted.processes)
-    decided = start.decide(wanted, preset, imagined)
-    if decided.complete:
-        return train_run(decided, imagined)
-    return launch.torchrun(decided.run, wanted.processes, ["train", *arguments])
+    path = resolve.run_path(wanted.run)
+    if is_rank() or (wanted.processes == 1 and not wanted.max_restarts):
+        with world.connect(wanted.device, wanted.parallel == "fsdp") as here, ExitStack() as stack:
+            lock = Lock(path)
+            if here.is_main:
+                stack.enter_context(lock)
+            decided = start.decide(wanted, preset, here)
+            code = say_complete(decided, here) if decided.complete else train_run(decided, here, stop, lock)
+        return launch.leave_quietly(code) if is_rank() else code
+    with Lock(path):  # its ranks will take it themselves
+        imagined = world.imagine(wanted.device, wanted.processes)
+        decided = start.decide(wanted, preset, imagined)
+        if decided.complete:
+            return say_complete(decided, imagined)
+    return launch.torchrun(decided.run, wanted.processes, wanted.max_restarts, ["train", *arguments])
 
 
 def list_presets(verb: str) -> None:

@@ -1,0 +1,170 @@
+"""What a run says and records while it trains: its beginning, each update, what went wrong, its end."""
+
+import contextlib
+import math
+import os
+import time
+from collections import deque
+from typing import Any
+
+import torch
+
+from overnight import __version__, checkpoint, plan, records
+from overnight.checkpoint import State
+from overnight.data.batches import Batches
+from overnight.files import disk_problem
+from overnight.records import Records
+from overnight.start import Start
+from overnight.terminal import Status, duration
+from overnight.watch import WINDOW, Watch
+from overnight.world import World, peak_flops
+
+
+class Journal:
+    """Every rank has one, so that all come to the same conclusions; the first alone records and speaks."""
+
+    def __init__(self, start: Start, world: World, status: Status):
+        self.start, self.config, self.run = start, start.config, start.run
+        self.status, self.world = status, world
+        self.records: Records | None = None
+        self.began, self.first = time.monotonic(), start.state.step if start.state else 0
+        peak = peak_flops(world.device, start.config.precision)
+        self.peak = peak * world.size if peak else None
+
+    def open(self, batches: Batches) -> None:
+        """Begin to write behind the records that there are."""
+        self.batches = batches
+        if self.world.is_main:
+            self.records = Records(self.run, self.disk_refuses)
+        losses = (record["loss"] for record in records.read(self.run) if record["kind"] == "train")
+        self.watch = Watch(
+            self.start.state.bad_steps if self.start.state else 0,
+            deque((loss for loss in losses if loss is not None), WINDOW),
+            self.config.precision == "fp16",
+        )
+
+    def close(self) -> None:
+        if self.records:
+            self.records.close()
+
+    def sync(self, state: State) -> None:
+        """Put on the disk what a checkpoint vouches for; called by the thread that saves it."""
+        if self.records:
+            self.records.sync(state.records_bytes)
+
+    def tokens(self, step: int) -> int:
+        """Tokens trained on in the first `step` updates."""
+        return self.batches.position(step) * self.config.model.block_size
+
+    def event(self, step: int, name: str, detail: dict[str, Any]) -> None:
+        if self.records:
+            self.records.event(step, self.tokens(step), name, detail)
+
+    def say(self, line: str) -> None:
+        self.status.say(line)
+
+    def disk_refuses(self, error: OSError) -> None:
+        self.say(f"{self.run}: records wait in memory, training goes on: {disk_problem(error)}.")
+
+    def announce(self) -> None:
+        """Say and record what begins here."""
+        start, config, world = self.start, self.config, self.world
+        here = {"size": world.size, "device": str(world.device), "threads": torch.get_num_threads()}
+        restarts = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
+        detail: dict[str, Any] = {"world": here, "auto": start.auto, "version": __version__}
+        if start.resuming:
+            detail |= {"changes": start.changes, "damaged": start.damaged, "restarts": restarts}
+            for problem in start.damaged:
+                self.say(f"damaged checkpoint moved aside: {problem}")
+            for name, (was, now) in start.changes.items():
+                self.say(f"{name.replace('_', '-')}: {was} -> {now}")
+        self.event(self.first, "resume" if start.resuming else "start", detail)
+        if start.auto.get("hellaswag_every") == 0:
+            self.say("HellaSwag is left out: its file could not be had (--hellaswag-file PATH).")
+        ranks = f" on {world.size} ranks ({config.parallel})" if world.size > 1 else ""
+        self.say(
+            f"{'Resuming' if self.first else 'Training'} {self.run}"
+            + (f" at step {self.first:,}" if self.first else "")
+            + f": {plan.parameters(config.model) / 1e6:.1f} M parameters, {config.precision} on "
+            f"{world.device}{ranks}, {config.steps:,} steps of {config.batch_tokens:,} tokens "
+            f"({config.micro_batch} x {config.model.block_size} at a time)."
+        )
+
+    def update(self, step: int, loss: float, grad_norm: float, lr: float, seconds: float) -> None:
+        """Update number `step` took so many seconds."""
+        rate = (self.tokens(step) - self.tokens(step - 1)) / seconds
+        mfu = rate * plan.flops_per_token(self.config.model) / self.peak if self.peak else None
+        if self.records:
+            self.records.train(step, self.tokens(step), loss, lr, grad_norm, 1000 * seconds, rate, mfu)
+        if step == 1 and not self.config.init_from:
+            self.check_first_loss(loss)
+        if self.watch.nonfinite(loss, grad_norm):
+            row = self.watch.bad_steps
+            self.event(step, "nonfinite", {"loss": loss, "grad_norm": grad_norm, "in_a_row": row})
+            if row:
+                self.say(
+                    f"step {step:,}: loss {loss:.4g}, gradient norm {grad_norm:.4g}: "
+                    f"this update did not happen ({row} in a row)."
+                )
+        elif sigmas := self.watch.spike(loss):
+            self.event(step, "spike", {"loss": loss, "sigmas": round(sigmas, 1)})
+            self.say(f"step {step:,}: the loss jumped to {loss:.4f}, {sigmas:.0f} standard deviations up.")
+        self.status.update(lambda: self.progress(step, loss, lr, rate))
+
+    def check_first_loss(self, loss: float) -> None:
+        """A fresh model knows nothing: its loss is that of guessing evenly, ln(vocabulary), plus half the
+        variance of its logits (0.02 times a vector of length sqrt(n_embd))."""
+        expected = math.log(self.start.data.tokenizer.vocab_size)
+        allowed = 0.1 + 0.5 * 0.02**2 * self.config.model.n_embd
+        sane = abs(loss - expected) <= allowed
+        self.event(0, "initial_loss", {"loss": loss, "ln_vocabulary": expected, "sane": sane})
+        verdict = (
+            "as it should be" if sane else f"NOT within {allowed:.2f}: something is wrong with the model"
+        )
+        self.say(f"Loss before training {loss:.4f}, ln(vocabulary) {expected:.4f}: {verdict}.")
+
+    def progress(self, step: int, loss: float, lr: float, rate: float) -> str:
+        per_step = (time.monotonic() - self.began) / max(1, step - self.first)
+        left = duration(per_step * (self.config.steps - step))
+        steps = f"step {step:,}/{self.config.steps:,}"
+        return f"{steps}  loss {loss:.4f}  lr {lr:.2e}  {rate:,.0f} tokens/s  {left} left"
+
+    def save_failed(self, error: OSError) -> None:
+        """A checkpoint was not saved; it is tried again."""
+        names = checkpoint.list_steps(self.run)
+        newest = f"the newest is that of step {names[-1]:,}" if names else "there is none yet"
+        self.event(self.first, "save_failed", {"error": str(error)})
+        self.say(f"CHECKPOINT NOT SAVED: {disk_problem(error)}. Trying again, training goes on; {newest}.")
+
+    def gone_back(self, step: int, first: int, back: int, skipped: list[list[int]]) -> None:
+        """Steps `first` to `step` did not happen: the run goes on behind step `back`, without their data."""
+        self.event(step, "gone_back", {"steps": [first, step], "to": back, "skipped": skipped})
+        self.say(
+            f"step {step:,}: {step - first + 1} updates in a row did not happen: going back to step "
+            f"{back:,}, and on without their windows."
+        )
+
+    def left(self, step: int, reason: str) -> None:
+        """Stopped from outside, with everything saved."""
+        self.event(step, reason, {})
+        self.say(f"{reason.capitalize()}: saved step {step:,}. Run the same command again to go on.")
+
+    def done(self, last_val: dict[str, float]) -> None:
+        """The last step is done and saved."""
+        self.event(self.config.steps, "done", last_val)
+        self.say(
+            f"Done: {self.config.steps:,} steps, {duration(time.monotonic() - self.began)} in this process. "
+            f"Now: overnight eval {self.run}, overnight sample {self.run}"
+        )
+
+
+def complete(start: Start) -> None:
+    """Record that a complete run is done, where that was not done."""
+    assert start.state is not None
+    found = list(records.read(start.run))
+    if any(record["kind"] == "event" and record["name"] == "done" for record in found[-100:]):
+        return
+    vals = [r for r in found if r["kind"] == "val" and r["step"] == start.state.step]
+    last_val = {name: vals[-1][name] for name in ("loss", "bits_per_byte")} if vals else {}
+    with contextlib.closing(Records(start.run, lambda error: None)) as file:
+        file.event(start.state.step, start.state.tokens, "done", last_val)

@@ -1,0 +1,110 @@
+"""One training at a time in a run's folder.
+
+The lock is the system's (POSIX record locks, `msvcrt` on Windows): it dies with the process that took it,
+however that ends, and children do not inherit it. The file says who holds it.
+"""
+
+import contextlib
+import os
+import socket
+import time
+from pathlib import Path
+from typing import IO
+
+from overnight.errors import UserError
+
+FILE = ".lock"
+GRACE = 5.0  # seconds for a killed process to be gone, and for ranks to see that their launcher is
+
+
+class Lock:
+    """Held from `take` to the end of the `with`. Taken twice by one process, it is one lock."""
+
+    def __init__(self, run: Path):
+        self.path = run / FILE
+        self._file: IO[bytes] | None = None
+
+    def __enter__(self) -> "Lock":
+        """Take the lock if there is a run already; a new one has no folder yet."""
+        if self.path.parent.is_dir():
+            self.take()
+        return self
+
+    def take(self) -> bool:
+        """Lock the folder, which exists; whether it was not yet locked by us. Raises UserError that names
+        the process that holds it."""
+        if self._file:
+            return False
+        if not self.wait(GRACE):
+            raise UserError(
+                f"{self.path.parent} is being trained by {self.holder()}.",
+                "Wait until it has ended, or stop it; for a second run choose another --run.",
+            )
+        return True
+
+    def wait(self, seconds: float) -> bool:
+        """Take the lock as soon as it is free; whether it was within so many seconds."""
+        until = time.monotonic() + seconds
+        while not self._try():
+            if time.monotonic() > until:
+                return False
+            time.sleep(0.05)
+        return True
+
+    def holder(self) -> str:
+        """The process that has the lock, as it told."""
+        with contextlib.suppress(OSError):
+            return self.path.read_text("utf-8", "replace")[:200].strip() or "another process"
+        return "another process"
+
+    def _try(self) -> bool:
+        # Not closed before the lock is given up: closing any handle of the file would do that.
+        file = open(self.path, "a+b", buffering=0)  # noqa: SIM115
+        # Its last holder may have removed it between our opening and locking.
+        if not (try_lock(file) and same_file(file, self.path)):
+            file.close()
+            return False
+        self._file = file
+        with contextlib.suppress(OSError):  # on a full disk the holder stays nameless
+            file.truncate(0)
+            file.write(f"process {os.getpid()} on {socket.gethostname()}".encode())
+        return True
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
+
+    def release(self) -> None:
+        """Give the lock up, and take its file away."""
+        if self._file:
+            with contextlib.suppress(OSError):  # Windows does not remove open files: it stays, unlocked
+                os.unlink(self.path)
+            self._file.close()
+            self._file = None
+
+
+def try_lock(file: IO[bytes]) -> bool:
+    """Lock a file for this process; False where another has it."""
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        import msvcrt
+
+        file.seek(1 << 30)  # far behind the text, which others must be able to read
+        try:
+            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined]
+        except OSError:
+            return False
+        return True
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):  # EAGAIN or EACCES, as the system likes it
+        return False
+    return True
+
+
+def same_file(file: IO[bytes], path: Path) -> bool:
+    """Whether an open file is still the one of that name."""
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), os.stat(path))
+    except OSError:
+        return False

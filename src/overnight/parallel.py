@@ -1,0 +1,101 @@
+"""One model on many ranks: replicated (DDP), or sharded for models beyond one card's memory (FSDP2).
+
+Sharded, a rank holds its part of every parameter, gradient and moment; a block's parameters are whole only
+while it computes, and its activations are computed again in the backward pass instead of being kept.
+"""
+
+import contextlib
+import warnings
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from overnight.models.gpt2 import GPT
+from overnight.world import World
+
+
+def replicate(model: nn.Module, world: World) -> nn.Module:
+    """A module whose backward pass averages gradients over ranks (DDP); alone, the module itself."""
+    if world.size == 1:
+        return model
+    ids = [world.device.index] if world.device.type == "cuda" else None
+    with (
+        warnings.catch_warnings()
+    ):  # torch 2.13 has another name for broadcast_buffers, 2.11 does not know it
+        warnings.simplefilter("ignore", FutureWarning)
+        return nn.parallel.DistributedDataParallel(
+            model, device_ids=ids, gradient_as_bucket_view=True, broadcast_buffers=False
+        )
+
+
+def shard(model: GPT, world: World, compiled: bool) -> GPT:
+    """The model itself, its parameters DTensors from now on. They come whole, on any device, and equal on
+    all ranks; the optimizer is made afterwards."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+    from torch.utils.checkpoint import checkpoint
+
+    mesh = init_device_mesh(world.device.type, (world.size,))
+    for block in model.h:
+        forward = partial(checkpoint, block.forward, use_reentrant=False)
+        # Only what the block computes is compiled: FSDP's hooks stay around it.
+        block.forward = torch.compile(forward) if compiled else forward
+        fully_shard(block, mesh=mesh)
+    fully_shard(model, mesh=mesh)  # the embeddings and the last norm
+    for part in (*model.h, model):
+        # gloo has no trustworthy mean: sum, then divide.
+        part.set_force_sum_reduction_for_comms(world.device.type == "cpu")
+    return model
+
+
+@contextlib.contextmanager
+def unsynchronised(model: nn.Module) -> Iterator[None]:
+    """Backward passes in here keep their gradients to this rank."""
+    if isinstance(model, nn.parallel.DistributedDataParallel):
+        with model.no_sync():  # it wants the forward pass in here as well
+            yield
+    elif is_sharded(model):
+        model.set_requires_gradient_sync(False)  # type: ignore[operator]
+        yield
+        model.set_requires_gradient_sync(True)  # type: ignore[operator]
+    else:
+        yield
+
+
+def is_sharded(model: nn.Module) -> bool:
+    """Whether `shard` was called on it."""
+    return hasattr(model, "set_requires_gradient_sync")
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """All of a tensor, which every rank has to ask for where it is sharded."""
+    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+
+
+def as_placed(tensor: Tensor, parameter: Any) -> Tensor:
+    """A whole tensor, equal on all ranks, in memory of its own as `parameter` lies: on its device, and of a
+    sharded one this rank's part."""
+    if not hasattr(parameter, "full_tensor") or tensor.dim() == 0:
+        return torch.empty_like(tensor, device=parameter.device).copy_(tensor)
+    from torch.distributed.tensor import distribute_tensor
+
+    # The part, cloned: it may be a view that keeps the whole alive.
+    mesh, placements = parameter.device_mesh, parameter.placements
+    return distribute_tensor(tensor.to(parameter.device), mesh, placements, src_data_rank=None).clone()
+
+
+@contextlib.contextmanager
+def plain(model: GPT) -> Iterator[GPT]:
+    """The model for evaluation and sampling, which any rank may call alone, in any shape: itself or, of a
+    sharded one, a whole copy, for as long as the `with` lasts."""
+    if not is_sharded(model):
+        yield model
+        return
+    copy = GPT(model.config, model.n_tokens).to(model.wte.weight.device)
+    with torch.no_grad():
+        for ours, sharded in zip(copy.parameters(), model.parameters(), strict=True):
+            ours.copy_(whole(sharded))
+    yield copy
