@@ -35,6 +35,8 @@ def torchrun(run: Path, processes: int, max_restarts: int, arguments: list[str])
         folder = Path(name)
         threads = os.environ.get("OMP_NUM_THREADS", str(max(1, cpu_count() // processes)))
         environment = os.environ | {STOP_FOLDER: name, "OMP_NUM_THREADS": threads}
+        # Ranks that begin again must not meet the addresses of the dead ones (pytorch#135712).
+        environment.setdefault("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "1")
         agents: list[subprocess.Popen] = []
         words: list[str] = []
 

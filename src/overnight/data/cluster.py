@@ -10,6 +10,7 @@ the files, which gives the bytes that `overnight prepare` gives. Behind datatrov
 """
 
 import hashlib
+import re
 import shutil
 from collections.abc import Iterable, Iterator
 from itertools import groupby
@@ -23,11 +24,14 @@ from datatrove.pipeline.base import PipelineStep
 from overnight.data import documents, fast, tokens
 from overnight.data.prepare import FEW_DOCUMENTS, complete, write_tokenizer
 from overnight.data.readers import Piece, pieces
-from overnight.data.splits import BY_HASH, BY_TAIL, Splits, chosen_for_validation
+from overnight.data.shards import count_of
+from overnight.data.splits import BY_HASH, BY_TAIL, RULES, Splits, chosen_for_validation
 from overnight.data.staging import already_there, staging
 from overnight.errors import UserError
 from overnight.files import read_json, sync, to_json, write_synced
 
+TASK = re.compile(r"task_[0-9]+_of_[0-9]{1,9}\.json")
+PART = re.compile(r"[0-9a-f]{16}")  # what a part's files are called
 FIRST, VALIDATION = 1, 2  # bits of a piece's entry in a part's index
 
 
@@ -155,21 +159,58 @@ class Finish(PipelineStep):
         with staging(self.out, request) as folder:
             splits = Splits(folder, rule, self.shard_tokens, tokenizer)
             for part in parts:
-                ids = np.fromfile(self.parts / f"{part['name']}.bin", dtype=tokenizer.dtype)
-                at = 0
-                for length, bits in np.load(self.parts / f"{part['name']}.npy").tolist():
-                    splits.add(bool(bits & FIRST), bool(bits & VALIDATION), ids[at : at + length])
-                    at += length
+                for bits, ids in self.pieces(part["name"], tokenizer):
+                    splits.add(bool(bits & FIRST), bool(bits & VALIDATION), ids)
             write_tokenizer(folder, tokenizer)
             complete(folder, request, splits, count, sum(part["bytes"] for part in parts), source["details"])
 
+    def pieces(self, name: str, tokenizer: tokens.Tokenizer) -> Iterator[tuple[int, np.ndarray]]:
+        """(bits, ids) of each piece of a part."""
+        path = self.parts / f"{name}.bin"
+        try:
+            ids = np.fromfile(path, dtype=tokenizer.dtype)
+            index = np.array(np.lib.format.open_memmap(path.with_suffix(".npy"), mode="r"))  # never a pickle
+        except OSError as error:
+            raise UserError(
+                f"cannot read {error.filename or path}: {error.strerror}. Tokenise anew."
+            ) from None
+        except Exception:  # bytes that are no array fail in many ways
+            raise UserError(f"{path.with_suffix('.npy')} is damaged. Tokenise anew.") from None
+        sound = index.dtype == np.int64 and index.ndim == 2 and index.shape[1] == 2
+        lengths = index[:, 0].tolist() if sound else []
+        if not sound or min(lengths, default=0) < 0 or sum(lengths) * ids.itemsize != path.stat().st_size:
+            raise UserError(f"{path} and its .npy do not fit each other. Tokenise anew.")
+        if len(ids) and ids.max() >= tokenizer.vocab_size:
+            raise UserError(f"{path} has the id {ids.max()}, which its tokenizer has not. Tokenise anew.")
+        ends = np.cumsum(lengths).tolist()
+        for length, end, bits in zip(lengths, ends, index[:, 1].tolist(), strict=True):
+            yield bits, ids[end - length : end]
+
     def tasks(self) -> list[dict[str, Any]]:
         """What each task wrote; all must have ended."""
-        found = sorted(self.parts.glob("task_*_of_*.json"))
+        found = sorted(path for path in self.parts.glob("task_*_of_*.json") if TASK.fullmatch(path.name))
         sizes = {int(path.stem.rpartition("_")[2]) for path in found}
         if len(sizes) != 1 or len(found) != min(sizes):
             raise UserError(
                 f"{self.parts} does not hold all the parts of one Tokenise: {len(found)} tasks of "
                 f"{' or '.join(map(str, sorted(sizes))) or 'none'} have ended. Run it to its end."
             )
-        return [read_json(path, "task") for path in found]
+        return [check_task(read_json(path, "task"), path) for path in found]
+
+
+def check_task(task: dict[str, Any], path: Path) -> dict[str, Any]:
+    """What `Tokenise` says it wrote. Raises UserError where it is not that."""
+    kinds = {"name": str, "files": str, "details": dict}
+    try:
+        source = task["source"]
+        sound = source is None or all(isinstance(source[key], kind) for key, kind in kinds.items())
+        sound = sound and (source is None or source["split"] in (None, *RULES))
+        for part in task["parts"]:
+            sound = sound and isinstance(part["key"], str) and bool(PART.fullmatch(part["name"]))
+            count_of(part["documents"], "documents")
+            count_of(part["bytes"], "bytes")
+        if not sound or not isinstance(task["tokenizer"], dict):
+            raise ValueError("its fields are not those that Tokenise writes")
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise UserError(f"the task {path} is damaged: {error}. Tokenise anew.") from None
+    return task

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from overnight.data import tokens
-from overnight.data.shards import Tokens, open_shard
+from overnight.data.shards import Tokens, check_entries, count_of, open_shard
 from overnight.errors import UserError
 from overnight.files import read_json, sha256_file
 
@@ -46,15 +46,16 @@ class Manifest:
     def check(self) -> None:
         """Raise ValueError, KeyError or TypeError if this is not what `prepare` writes."""
         totals = {"train": 0, "val": 0}
-        for shard in self.shards:
-            if Path(shard["file"]).name != shard["file"]:
-                raise ValueError("a shard's name leads out of the folder")
-            if not isinstance(shard["sha256"], str):
-                raise ValueError(f"the sha256 of {shard['file']} is {shard['sha256']!r}")
+        for shard in check_entries(self.shards):
             totals[shard["split"]] += shard["tokens"]
-        if not isinstance(self.request, dict):
-            raise ValueError(f"the request is {self.request!r}")
-        if self.tokens != totals:
+        count_of(self.documents, "documents")
+        count_of(self.bytes, "bytes")
+        for name, kind in (("source", str), ("split", str), ("request", dict), ("details", dict)):
+            if not isinstance(getattr(self, name), kind):
+                raise ValueError(f"the {name} is {getattr(self, name)!r}")
+        if self.version != 1:
+            raise ValueError(f"its version is {self.version!r}, not 1")
+        if self.tokens != totals or any(type(count) is not int for count in self.tokens.values()):
             raise ValueError(f"the tokens are {self.tokens!r}, not the shards' {totals}")
 
 
@@ -73,10 +74,8 @@ class Data:
         try:
             self.manifest = Manifest(**described)
             self.manifest.check()
-            self._tokens = {
-                split: Tokens(
-                    [self._shard(shard) for shard in self.manifest.shards if shard["split"] == split]
-                )
+            shards = {
+                split: [self._shard(shard) for shard in self.manifest.shards if shard["split"] == split]
                 for split in ("train", "val")
             }
             claimed = self.manifest.tokenizer["sha256"]
@@ -85,6 +84,12 @@ class Data:
         self.tokenizer = tokens.load(folder / TOKENIZER)
         if self.tokenizer.sha256 != claimed:
             raise UserError(f"{folder / TOKENIZER} is not the one of the manifest. Prepare the data again.")
+        if self.manifest.dtype != self.tokenizer.dtype.name:
+            raise UserError(
+                f"the manifest {path} is damaged: its dtype is {self.manifest.dtype!r}, "
+                f"the tokenizer's {self.tokenizer.dtype.name}. Prepare the data again."
+            )
+        self._tokens = {split: Tokens(found, self.tokenizer.vocab_size) for split, found in shards.items()}
 
     def _shard(self, entry: dict[str, Any]) -> np.ndarray:
         shard = open_shard(self.folder / entry["file"])

@@ -16,10 +16,12 @@ from overnight.data import documents, tokens
 from overnight.data.encode import Batch, in_order
 from overnight.data.manifest import BY_FIRST_SHARD, MANIFEST, TOKENIZER, Data
 from overnight.data.readers import Piece
+from overnight.data.shards import count_of
 from overnight.data.splits import (
     BY_HASH,
     BY_TAIL,
     FEW_DOCUMENTS,
+    RULES,
     Splits,
     chosen_for_validation,
     manifest,
@@ -216,9 +218,14 @@ def resume(folder: Path, shard_tokens: int) -> tuple[Splits, Place]:
     """What `commit` left, with the shards cut back to it."""
     try:
         reached = read_json(folder / PROGRESS, "progress")
+        place = Place(**reached["place"])
+        for name in ("file", "pieces", "documents", "bytes"):
+            count_of(getattr(place, name), name)
+        if reached["split"] not in RULES or type(place.validation) is not bool:
+            raise ValueError("it names no split")
         splits = Splits(folder, reached["split"], shard_tokens, tokens.load(folder / TOKENIZER))
         splits.resume(reached["shards"])
-        return splits, Place(**reached["place"])
+        return splits, place
     except (OSError, KeyError, TypeError, ValueError, UserError) as error:
         raise LeftAsItIs(f"what was begun in {folder} is damaged ({error}): remove it.") from None
 

@@ -61,13 +61,10 @@ def read_file(path: Path, at: Callable[[int], object] = lambda position: None) -
     try:
         with open(path, "rb") as raw:
             most = ANY_TEXT + MOST_TEXT * path.stat().st_size
-            for piece in reader(path)(unpacked(raw, path), path):
+            for piece in reader(path)(unpacked(raw, path, most), path):
                 characters += len(piece.text)
                 if packed and characters > most:
-                    raise UserError(
-                        f"{path} holds over {MOST_TEXT} times its own size in text: no text packs so well.",
-                        "Leave it out, or unpack it and look at it.",
-                    )
+                    raise bomb(path)
                 at(raw.tell())
                 yield piece
     except (EOFError, zlib.error) as error:
@@ -88,15 +85,41 @@ def reader(path: Path) -> Callable[[IO[bytes], Path], Iterator[Piece]]:
     return read_lines if kind(path) in ONE_A_LINE else read_whole
 
 
-def unpacked(raw: IO[bytes], path: Path) -> IO[bytes]:
-    """The content of a file that is open, a stream."""
+def unpacked(raw: IO[bytes], path: Path, most: int) -> IO[bytes]:
+    """The content of a file that is open, a stream; refused when over `most` bytes have been unpacked."""
     packing = path.suffix.lower()
     if packing == ".gz":
-        return cast(IO[bytes], gzip.GzipFile(fileobj=raw))
+        return cast(IO[bytes], io.BufferedReader(Bounded(gzip.GzipFile(fileobj=raw), path, most), BLOCK))
     if packing == ".zst":
         # pyarrow's, because it tells a file that is cut short from one that ends.
-        return cast(IO[bytes], io.BufferedReader(pyarrow(path).CompressedInputStream(raw, "zstd"), BLOCK))
+        stream = pyarrow(path).CompressedInputStream(raw, "zstd")
+        return cast(IO[bytes], io.BufferedReader(Bounded(stream, path, most), BLOCK))
     return raw
+
+
+class Bounded(io.RawIOBase):
+    """What a packed file unpacks to, also where no text comes of it: a bomb of empty lines, say."""
+
+    def __init__(self, stream: Any, path: Path, most: int):
+        self.stream, self.path, self.left = stream, path, most
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        block = self.stream.read(len(buffer))
+        self.left -= len(block)
+        if self.left < 0:
+            raise bomb(self.path)
+        buffer[: len(block)] = block
+        return len(block)
+
+
+def bomb(path: Path) -> UserError:
+    return UserError(
+        f"{path} holds over {MOST_TEXT} times its own size in text: no text packs so well.",
+        "Leave it out, or unpack it and look at it.",
+    )
 
 
 def read_whole(file: IO[bytes], path: Path) -> Iterator[Piece]:

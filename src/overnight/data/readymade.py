@@ -79,9 +79,10 @@ def open_tokens(path: Path) -> np.ndarray:
     """The tokens of a file as a read-only map, (n,) of uint16 or uint32."""
     if path.suffix == ".npy":
         try:
-            found = np.load(path, mmap_mode="r", allow_pickle=False)
-        except (ValueError, OSError, EOFError) as error:
-            raise UserError(f"{path} is no array of tokens: {str(error).splitlines()[0]}") from None
+            found = np.lib.format.open_memmap(path, mode="r")  # never a pickle
+        except Exception as error:  # bytes that are no array fail in many ways
+            reason = (str(error).splitlines() or [type(error).__name__])[0][:200].rstrip(".")
+            raise UserError(f"{path} is no array of tokens: {reason}.") from None
         if found.ndim != 1 or found.dtype not in (np.uint16, np.uint32):
             raise UserError(f"{path} holds {found.dtype} of shape {list(found.shape)}, not a row of uint16.")
         return found

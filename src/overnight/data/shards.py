@@ -6,6 +6,7 @@ Source of the format: llm.c, dev/data/data_common.py.
 """
 
 import os
+import re
 from bisect import bisect_right
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,6 +18,7 @@ from overnight.errors import UserError
 from overnight.files import sha256_file, sync
 
 HEADER_BYTES = 256 * 4
+NAME = re.compile(r"(train|val|all)_[0-9]{6,12}\.bin")  # so that no name in a file leads out of its folder
 KINDS: dict[tuple[int, int], np.dtype] = {(20240520, 1): np.dtype("<u2"), (20240801, 7): np.dtype("<u4")}
 
 
@@ -51,6 +53,31 @@ def open_shard(path: Path) -> np.ndarray:
     if tokens == 0:
         return np.empty(0, dtype=dtype)
     return np.memmap(path, dtype=dtype, mode="r", offset=HEADER_BYTES, shape=(tokens,))
+
+
+def count_of(value: Any, what: str) -> int:
+    """A count as JSON has it; `what` names it in the ValueError for anything else: True, 2.0, -1."""
+    if type(value) is not int or value < 0:
+        raise ValueError(f"the {what} are {value!r}")
+    return value
+
+
+def check_entries(shards: Any) -> list[dict[str, Any]]:
+    """A manifest's list of shards. Raises ValueError, KeyError or TypeError if it is none: each is a file of
+    the folder, stands there once, and has a count and a checksum."""
+    if not isinstance(shards, list):
+        raise TypeError(f"the shards are {shards!r}")
+    for shard in shards:
+        if not NAME.fullmatch(shard["file"]):
+            raise ValueError(f"{shard['file']!r} is no shard's name: none leads out of the folder")
+        if not isinstance(shard["sha256"], str):
+            raise ValueError(f"the sha256 of {shard['file']} is {shard['sha256']!r}")
+        count_of(shard["tokens"], "tokens")
+        if shard["split"] not in ("train", "val", "all"):
+            raise ValueError(f"the split of {shard['file']} is {shard['split']!r}")
+    if len({shard["file"] for shard in shards}) < len(shards):
+        raise ValueError("a shard is listed twice")
+    return shards
 
 
 class ShardWriter:
@@ -93,8 +120,10 @@ class ShardWriter:
 
     def resume(self, state: dict[str, Any]) -> None:
         """Go on from a state of `sync`: what was written after it is cut off. Raises ValueError if the files
-        hold less than they did."""
-        self.shards = list(state["shards"])
+        hold less than they did, or this is no such state."""
+        self.shards = check_entries(state["shards"])
+        if state["open"] is not None and count_of(state["open"], "open tokens") > self.shard_tokens:
+            raise ValueError(f"the open shard has more tokens than {self.shard_tokens}")
         for shard in self.shards:
             expected = HEADER_BYTES + shard["tokens"] * self.dtype.itemsize
             if (self.folder / shard["file"]).stat().st_size != expected:
@@ -128,9 +157,13 @@ class ShardWriter:
 
 
 class Tokens:
-    """Shards in a row, read as one array: windows may cross from one shard into the next."""
+    """Shards in a row, read as one array: windows may cross from one shard into the next.
 
-    def __init__(self, shards: Sequence[np.ndarray]):
+    vocab_size: ids that are not below it are refused when they are read, if it is given.
+    """
+
+    def __init__(self, shards: Sequence[np.ndarray], vocab_size: int | None = None):
+        self.vocab_size = vocab_size
         self.shards = [np.asarray(shard) for shard in shards if len(shard)]
         self.starts = np.cumsum([0, *(len(shard) for shard in self.shards)]).tolist()
 
@@ -141,6 +174,15 @@ class Tokens:
         """Tokens [start, start + length), (length,) int64."""
         if start < 0 or start + length > len(self):
             raise IndexError(f"tokens {start} to {start + length} of {len(self)}")
+        found = self._read(start, length)
+        if self.vocab_size is not None and length and (highest := found.max()) >= self.vocab_size:
+            raise UserError(
+                f"a shard is damaged: token {start + int(found.argmax()):,} is {highest}, but the tokenizer "
+                f"has {self.vocab_size:,} ids. Prepare the data again."
+            )
+        return found
+
+    def _read(self, start: int, length: int) -> np.ndarray:
         number = bisect_right(self.starts, start) - 1
         if start + length <= self.starts[number + 1]:  # all in one shard, as nearly always
             offset = start - self.starts[number]

@@ -19,6 +19,7 @@ FEW_DOCUMENTS = 100  # below this, validation is the end of the tokens, not a ch
 VAL_ONE_IN = 20
 BY_HASH = f"documents whose SHA-256 is 0 modulo {VAL_ONE_IN}"
 BY_TAIL = "the last tenth of the tokens"
+RULES = (BY_FIRST_SHARD, BY_HASH, BY_TAIL)
 BLOCK = 1 << 20  # tokens copied at a time
 
 

@@ -59,14 +59,12 @@ class Dump(Source):
             collect(self.paths[0], aside)
             os.replace(aside, database)
         self._database = sqlite3.connect(database)
-        (self.questions,) = self._database.execute(
-            f"SELECT count(*) FROM posts WHERE kind = {QUESTION}"
-        ).fetchone()
+        ((self.questions,),) = self._select(f"SELECT count(*) FROM posts WHERE kind = {QUESTION}")
 
     def pieces(self, number: int, skip: int = 0) -> Iterator[Piece]:
         """A piece a question, however long: no site lets posts grow beyond 30,000 characters."""
         markdown = converter()
-        rows = self._database.execute(f"SELECT question, kind, title, body FROM posts {IN_ORDER}")
+        rows = self._select(f"SELECT question, kind, title, body FROM posts {IN_ORDER}", (int, int, str, str))
         asked = (
             posts
             for _, group in groupby(rows, key=lambda row: row[0])
@@ -77,6 +75,20 @@ class Dump(Source):
             bodies = [markdown(body) for _, _, _, body in posts]
             yield Piece("\n\n## Answer\n\n".join([f"# {title}\n\n{bodies[0]}", *bodies[1:]]) + "\n", True)
 
+    def _select(self, query: str, kinds: tuple[type, ...] = ()) -> Iterator[tuple]:
+        """The rows of a query, each of values of `kinds`. The database may be what an earlier command left:
+        raises UserError where it is damaged."""
+        try:
+            for row in self._database.execute(query):
+                if any(type(value) is not kind for value, kind in zip(row, kinds, strict=False)):
+                    raise sqlite3.DatabaseError("a value is of another kind")
+                yield row
+        except sqlite3.Error as error:
+            raise UserError(
+                f"the posts brought together from {self.paths[0]} are damaged ({error}).",
+                "Give the command once more: it begins anew.",
+            ) from None
+
     def part(self, rank: int, world_size: int) -> Source:
         raise UserError(f"{self.name} is one file: use `overnight prepare`.")
 
@@ -86,16 +98,15 @@ class Dump(Source):
 
     def details(self) -> dict[str, Any]:
         """The site, the day of its newest post, and the licences of the posts that were used."""
-        licences = self._database.execute(
-            f"SELECT licence, count(*) FROM posts WHERE {HAS_QUESTION} GROUP BY licence ORDER BY licence"
+        licences = self._select(
+            f"SELECT licence, count(*) FROM posts WHERE {HAS_QUESTION} GROUP BY licence ORDER BY licence",
+            (str, int),
         )
-        newest, used = self._database.execute(
-            f"SELECT max(date), count(*) FROM posts WHERE {HAS_QUESTION}"
-        ).fetchone()
+        ((newest, used),) = self._select(f"SELECT max(date), count(*) FROM posts WHERE {HAS_QUESTION}")
         return {
             "site": self.paths[0].resolve().parent.name,
-            "dump": (newest or "")[:10],
-            "licences": dict(licences.fetchall()),
+            "dump": str(newest or "")[:10],
+            "licences": dict(licences),
             "questions": self.questions,
             "answers": used - self.questions,
         }
@@ -110,8 +121,10 @@ def collect(posts: Path, database: Path) -> None:
         connection.execute("PRAGMA synchronous = OFF")
         connection.execute(f"CREATE TABLE posts ({COLUMNS})")
         connection.executemany("INSERT INTO posts VALUES (?, ?, ?, ?, ?, ?, ?, ?)", read_posts(posts))
-        connection.execute("CREATE INDEX in_order ON posts (question, kind, score DESC, id)")
+        connection.execute("CREATE UNIQUE INDEX in_order ON posts (question, kind, score DESC, id)")
         connection.commit()
+    except sqlite3.IntegrityError:
+        raise UserError(f"{posts} has the same post twice. Unpack the dump again.") from None
     except sqlite3.OperationalError as error:
         if error.sqlite_errorcode == sqlite3.SQLITE_FULL:
             raise OSError(errno.ENOSPC, "the disk is full", str(database)) from None
@@ -155,13 +168,16 @@ def row_of(post: dict[str, str], where: str) -> Iterator[tuple]:
         if kind in (QUESTION, ANSWER):
             number = int(post["Id"])
             question = number if kind == QUESTION else int(post["ParentId"])
+            score = int(post.get("Score", 0))
+            if max(map(abs, (number, question, score))) >= 2**63:
+                raise ValueError("a number is too large")  # for the database
             yield (
-                question, kind, int(post.get("Score", 0)), number, post.get("Title", "Untitled"),
+                question, kind, score, number, post.get("Title", "Untitled"),
                 post.get("Body", ""), post.get("ContentLicense", "unknown"), post.get("CreationDate", ""),
             )  # fmt: skip
     except (KeyError, ValueError) as error:
         raise UserError(
-            f"{where} is no post: {type(error).__name__} {error}. Unpack the dump again."
+            f"{where} is no post: {type(error).__name__} {str(error)[:100]}. Unpack the dump again."
         ) from None
 
 
@@ -169,6 +185,7 @@ def converter() -> Callable[[str], str]:
     """HTML -> Markdown, a function."""
     try:
         from bs4 import BeautifulSoup
+        from bs4.exceptions import ParserRejectedMarkup
         from markdownify import ATX, MarkdownConverter
     except ImportError:
         raise UserError("reading stackexchange: needs an extra: pip install 'overnight[data]'.") from None
@@ -190,10 +207,13 @@ def converter() -> Callable[[str], str]:
     )
 
     def markdown(html: str) -> str:
-        soup = BeautifulSoup(html.replace("\r\n", "\n"), "html.parser")
+        try:
+            soup = BeautifulSoup(html.replace("\r\n", "\n"), "html.parser")
+        except ParserRejectedMarkup:  # "<![" that nothing closes: no site writes it
+            return html.strip()
         try:
             return convert.convert_soup(soup).strip()
-        except RecursionError:  # a thousand tags inside one another: their text will do
+        except (RecursionError, ValueError):  # a thousand tags inside one another, or <ol start="²">
             return soup.get_text().strip()
 
     return markdown

@@ -113,7 +113,7 @@ def staging(out: Path, request: dict[str, Any]) -> Iterator[Path]:
 
 def publish(folder: Path, out: Path) -> None:
     """Give a whole folder its name. A kill at any point leaves one that `staging` finds whole again."""
-    shards = read_json(folder / MANIFEST, "manifest")["shards"]
+    shards = Data(folder).manifest.shards  # opened, that is checked, while nothing has been taken away
     clear(folder, keep={MANIFEST, TOKENIZER, *(shard["file"] for shard in shards)})
     sync(folder)
     if out.is_dir():

@@ -8,8 +8,8 @@ of <|endoftext|> is only ever put in by whoever separates documents. All of a to
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Iterator, Sequence
-from functools import cached_property
+from collections.abc import Iterable, Iterator
+from functools import cache, cached_property
 from importlib.resources import files
 from itertools import pairwise
 from pathlib import Path
@@ -30,6 +30,7 @@ PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\
 
 SPACE = r"[^\S\x1c-\x1f]"  # the pattern's \s; Python's has four characters more
 LONG_SPACE = re.compile(rf"(?<!{SPACE}){SPACE}{{100000,}}(?={SPACE}(?!{SPACE}|\Z))")
+MOST_BYTES = 64 << 20  # of all the tokens of a vocabulary together: 64 merges can ask for 2**64
 LONGEST_WORD = (
     1000  # characters of a run without a space that merges are learnt from: time is quadratic in it
 )
@@ -107,7 +108,11 @@ class BytePairTokenizer(Tokenizer):
         self.kind, self.merges = kind, merges
         self.vocab_size = 256 + len(merges) + 1
         self._pieces = [bytes([byte]) for byte in byte_order()]
+        total = 256
         for left, right in merges.tolist():
+            total += len(self._pieces[left]) + len(self._pieces[right])
+            if total > MOST_BYTES:
+                raise ValueError(f"its tokens hold over {MOST_BYTES >> 20} MiB")
             self._pieces.append(self._pieces[left] + self._pieces[right])
         ranks = {piece: rank for rank, piece in enumerate(self._pieces)}
         if len(ranks) != len(self._pieces):
@@ -147,12 +152,13 @@ class CharTokenizer(Tokenizer):
     def __init__(self, characters: str):
         self.characters = characters
         self.vocab_size = len(characters) + 1
-        self._points = np.array([ord(c) for c in characters], dtype=np.uint32)
+        end = 0xFFFFFFFF  # no character; behind the last, and there where there is none
+        self._points = np.array([*map(ord, characters), end], dtype=np.uint32)
 
     def _encode(self, text: str) -> np.ndarray:
         points = np.frombuffer(text.encode("utf-32-le"), dtype=np.uint32)
         ids = np.searchsorted(self._points, points)
-        known = self._points[np.minimum(ids, len(self._points) - 1)] == points
+        known = self._points[ids] == points
         if not known.all():
             character = chr(points[np.argmin(known)])
             raise UserError(
@@ -170,6 +176,7 @@ class CharTokenizer(Tokenizer):
         }  # fmt: skip
 
 
+@cache
 def gpt2() -> BytePairTokenizer:
     """GPT-2's tokenizer: 50,257 ids, <|endoftext|> is 50,256. Needs no network."""
     merges = np.frombuffer((files("overnight.data") / MERGES).read_bytes(), dtype="<u2").reshape(-1, 2)
@@ -233,15 +240,15 @@ def from_json(described: dict[str, Any], path: Path | str) -> Tokenizer:
     return tokenizer
 
 
-def _merges(pairs: Sequence[Sequence[int]]) -> np.ndarray:
-    merges = np.array(pairs)
-    if merges.size == 0:
-        return np.empty((0, 2), dtype=np.int64)
-    limit = 256 + np.arange(len(merges))[:, None]
-    pairs_of_ids = merges.dtype.kind == "i" and merges.ndim == 2 and merges.shape[1] == 2
-    if not pairs_of_ids or (merges < 0).any() or (merges >= limit).any():
-        raise ValueError("merges are not pairs of earlier ids")
-    return merges
+def _merges(pairs: Any) -> np.ndarray:
+    if not isinstance(pairs, list):
+        raise TypeError("merges are no list")
+    for limit, pair in enumerate(pairs, 256):
+        if not (
+            isinstance(pair, list) and len(pair) == 2 and all(type(i) is int and 0 <= i < limit for i in pair)
+        ):
+            raise ValueError("merges are not pairs of earlier ids")
+    return np.array(pairs, dtype=np.int64).reshape(-1, 2)
 
 
 def load(path: Path) -> Tokenizer:

@@ -82,7 +82,8 @@ def read(folder: Path) -> Weights:
             ours = name.removeprefix("transformer.")
             if ours in tensors:
                 raise UserError(f"{path} holds {name} a second time.")
-            tensors[ours] = tensor.t().contiguous() if TRANSPOSED.search(ours) else tensor
+            transposed = TRANSPOSED.search(ours) and tensor.dim() == 2  # other shapes are refused below
+            tensors[ours] = tensor.t().contiguous() if transposed else tensor
     head = tensors.pop("lm_head.weight", None)
     check({name: tuple(tensor.shape) for name, tensor in tensors.items()}, config, folder)
     if head is not None and not torch.equal(head, tensors["wte.weight"]):

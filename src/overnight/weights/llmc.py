@@ -16,7 +16,7 @@ from overnight.config import ModelConfig
 from overnight.data import tokens
 from overnight.data.tokens import Tokenizer
 from overnight.errors import UserError
-from overnight.weights.tensors import Weights, shapes, with_biases
+from overnight.weights.tensors import LARGEST, Weights, shapes, with_biases
 
 HEADER_BYTES = 256 * 4
 MODEL_MAGIC, TOKENIZER_MAGIC = 20240326, 20240328
@@ -53,7 +53,7 @@ def read(path: Path) -> Weights:
         raise UserError(f"{path} has version {version} (byte 4): known are 3 (fp32) and 5 (bf16).")
     fields = (context, ids, layers, heads, width, rows)
     for number, (field, value) in enumerate(zip(FIELDS, fields, strict=True)):
-        if not 1 <= value < 2**24:
+        if not 1 <= value <= LARGEST[field == "layers"]:
             raise UserError(f"{path}: {field} is {value} (byte {8 + 4 * number}).")
     if width % heads or rows < ids:
         raise UserError(

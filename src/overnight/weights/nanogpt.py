@@ -5,8 +5,9 @@ nanoGPT computes the exact GELU and may have no biases; a compiled model's names
 a vocabulary padded to 50,304 it uses every row in its loss, so all rows are in use here too.
 """
 
-import pickle
 import re
+import reprlib
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -28,18 +29,24 @@ def read(path: Path) -> Weights:
     if not path.is_file():
         raise UserError(f"there is no file {path}.")
     try:
-        saved = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
+        with warnings.catch_warnings(action="ignore"):  # of what is refused
+            saved = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # bytes that are no checkpoint fail in many ways
+        if type(error).__name__ != "UnpicklingError":
+            raise UserError(f"{path} is damaged or no checkpoint of torch.") from None
         what = re.search(r"GLOBAL ([\w.]+)", str(error))
         named = f" (it asks for {what[1]})" if what else ""
         raise UserError(f"{path} holds more than tensors and plain data{named}: it is not loaded.") from None
-    except Exception:  # bytes that are no checkpoint fail in many ways
-        raise UserError(f"{path} is damaged or no checkpoint of torch.") from None
     config = model_config(saved, path)
     tensors: dict[str, Tensor] = {}
+    room = path.stat().st_size
     for name, tensor in saved["model"].items():
-        if not isinstance(name, str) or not isinstance(tensor, Tensor) or not tensor.is_floating_point():
-            raise UserError(f"{path}: {name!r} in its model is no tensor of floating point.")
+        if not isinstance(name, str) or not plain(tensor):
+            raise UserError(f"{path}: {reprlib.repr(name)} in its model is no tensor of floating point.")
+        # A view can claim any size of a small storage, and would be copied out to it.
+        room -= 0 if name.endswith("lm_head.weight") else tensor.numel() * tensor.element_size()
+        if room < 0:
+            raise UserError(f"{path} is damaged: {name} is larger than the file.")
         ours = name.removeprefix("_orig_mod.").removeprefix("transformer.")
         if not MASK.search(ours):
             tensors[ours] = tensor.float().contiguous()
@@ -52,6 +59,16 @@ def read(path: Path) -> Weights:
     return Weights(config, tensors, gpt2, config.vocab_size)
 
 
+def plain(value: Any) -> bool:
+    """Whether it is a tensor as nanoGPT has them: numbers of floating point in memory, all of them there."""
+    return (
+        isinstance(value, Tensor)
+        and value.is_floating_point()
+        and value.layout == torch.strided
+        and value.device.type == "cpu"
+    )
+
+
 def model_config(saved: Any, path: Path) -> ModelConfig:
     """model_args as ours."""
     parts = saved if isinstance(saved, dict) else {}
@@ -60,9 +77,9 @@ def model_config(saved: Any, path: Path) -> ModelConfig:
     args = parts["model_args"]
     for name in SIZES:
         if type(args.get(name)) is not int or not 1 <= args[name] <= LARGEST[name == "n_layer"]:
-            raise UserError(f"{path}: model_args has {name} {args.get(name)!r}, not a size.")
+            raise UserError(f"{path}: model_args has {name} {reprlib.repr(args.get(name))}, not a size.")
     if args["n_embd"] % args["n_head"]:
         raise UserError(f"{path}: n_head {args['n_head']} does not divide n_embd {args['n_embd']}.")
     if type(args.get("bias", True)) is not bool:
-        raise UserError(f"{path}: model_args has bias {args['bias']!r}, not True or False.")
+        raise UserError(f"{path}: model_args has bias {reprlib.repr(args['bias'])}, not True or False.")
     return ModelConfig(**{name: args[name] for name in SIZES}, bias=args.get("bias", True), activation="gelu")

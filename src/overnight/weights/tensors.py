@@ -57,6 +57,9 @@ def shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
 
 def check(found: Mapping[str, tuple[int, ...]], config: ModelConfig, where: object) -> None:
     """Raise UserError if the tensors in a file, by our names, are not those of `config`."""
+    sizes = (config.n_embd, config.block_size, config.vocab_size)
+    if config.n_layer > LARGEST[1] or any(isinstance(n, int) and n > LARGEST[0] for n in sizes):
+        raise UserError(f"{where} cannot hold a model as large as its config says.")
     wanted = shapes(config)
     problems = [f"no tensor {name}" for name in wanted if name not in found]
     problems += [f"a tensor {name} that GPT-2 does not have" for name in found if name not in wanted]

@@ -1,0 +1,108 @@
+"""Kills a process of Overnight at a chosen moment. Python imports this file first where its folder is on
+PYTHONPATH; KILL_AT="MOMENT:N" says when (the N-th time), KILL_RANK which rank (all, where it is not set).
+"""
+
+import importlib.abc
+import importlib.machinery
+import itertools
+import os
+import signal
+import sys
+from collections.abc import Callable
+from typing import Any
+
+
+def die() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def at(number: int, before: Callable[..., Any]) -> Callable[[Callable], Callable]:
+    """Wrap a function so that its `number`-th call runs `before` with the function and its arguments, and
+    dies."""
+    calls = itertools.count(1)
+
+    def wrap(function: Callable) -> Callable:
+        def wrapped(*arguments: Any, **named: Any) -> Any:
+            if next(calls) == number:
+                before(function, *arguments, **named)
+                die()
+            return function(*arguments, **named)
+
+        return wrapped
+
+    return wrap
+
+
+def nothing(function: Callable, *arguments: Any, **named: Any) -> None: ...
+
+
+def all_of_it(function: Callable, *arguments: Any, **named: Any) -> None:
+    function(*arguments, **named)
+
+
+def half_a_line(flush: Callable, records: Any) -> None:
+    records._file.write(records._waiting[: len(records._waiting) // 2])
+
+
+def half_the_tensors(write_tensors: Callable, tensors: Any, path: Any) -> None:
+    write_tensors(tensors, path)
+    os.truncate(path, path.stat().st_size // 2)
+
+
+def half_the_folder(rmtree: Callable, path: Any, **_: Any) -> None:
+    next(path.iterdir()).unlink()
+
+
+def some_windows(validation: Callable, *arguments: Any) -> None:
+    *rest, _ = arguments
+    seen = itertools.count()
+    list(validation(*rest, lambda done, total: die() if next(seen) == 1 else None))
+
+
+# moment: the module, what in it, and how far that comes
+MOMENTS = {
+    "record": ("overnight.records", "Records.flush", half_a_line),
+    "tensors": ("overnight.checkpoint", "write_tensors", half_the_tensors),
+    "state": ("overnight.checkpoint", "to_json", nothing),
+    "published": ("overnight.checkpoint", "sync", nothing),
+    "prune": ("overnight.checkpoint", "shutil.rmtree", half_the_folder),
+    "evaluation": ("overnight.evaluator", "validation", some_windows),
+    "sample": ("overnight.evaluator", "texts", nothing),
+    "config": ("overnight.start", "write_synced", nothing),
+    "rewind": ("overnight.records", "sync", nothing),
+    "update": ("overnight.train", "train_step", all_of_it),
+    "done": ("overnight.journal", "Journal.done", nothing),
+}
+
+
+class Sabotage(importlib.abc.MetaPathFinder):
+    """Lets modules be found as ever, and changes the one that matters when it has been imported."""
+
+    def __init__(self, moment: str, number: int):
+        self.module, self.name, before = MOMENTS[moment]
+        self.wrap = at(number, before)
+
+    def find_spec(self, name: str, path: Any, target: Any = None) -> Any:
+        if name != self.module:
+            return None
+        sys.meta_path.remove(self)
+        spec = importlib.machinery.PathFinder.find_spec(name, path)
+        assert spec is not None
+        assert spec.loader is not None
+        load = spec.loader.exec_module
+
+        def exec_module(module: Any) -> None:
+            load(module)
+            owner = module
+            *holders, last = self.name.split(".")
+            for holder in holders:
+                owner = getattr(owner, holder)
+            setattr(owner, last, self.wrap(getattr(owner, last)))
+
+        spec.loader.exec_module = exec_module  # type: ignore[method-assign]
+        return spec
+
+
+if "KILL_AT" in os.environ and os.environ.get("RANK", "0") == os.environ.get("KILL_RANK", "0"):
+    moment, _, number = os.environ["KILL_AT"].partition(":")
+    sys.meta_path.insert(0, Sabotage(moment, int(number)))
