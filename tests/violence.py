@@ -19,7 +19,13 @@ def command(*arguments: object) -> list[str]:
 
 def killed_at(moment: str, rank: int = 0) -> dict[str, str]:
     """The environment in which a process kills itself at "MOMENT:N" (sabotage/sitecustomize.py)."""
-    return os.environ | {"PYTHONPATH": str(SABOTAGE), "KILL_AT": moment, "KILL_RANK": str(rank)}
+    return sabotaged(KILL_AT=moment, KILL_RANK=str(rank))
+
+
+def sabotaged(**orders: str) -> dict[str, str]:
+    """The environment with orders for sabotage/sitecustomize.py."""
+    path = os.pathsep.join([str(SABOTAGE), *filter(None, [os.environ.get("PYTHONPATH")])])
+    return os.environ | {"PYTHONPATH": path} | orders
 
 
 def measured(run: Path) -> list[dict]:

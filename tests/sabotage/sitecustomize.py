@@ -1,5 +1,6 @@
 """Kills a process of Overnight at a chosen moment. Python imports this file first where its folder is on
-PYTHONPATH; KILL_AT="MOMENT:N" says when (the N-th time), KILL_RANK which rank (all, where it is not set).
+PYTHONPATH; KILL_AT="MOMENT:N" says when (the N-th time), KILL_RANK which rank (0, where it is not set).
+COMMIT_EVERY="0.3" makes `prepare` sync its progress that often.
 """
 
 import importlib.abc
@@ -76,11 +77,10 @@ MOMENTS = {
 
 
 class Sabotage(importlib.abc.MetaPathFinder):
-    """Lets modules be found as ever, and changes the one that matters when it has been imported."""
+    """Lets modules be found as ever, and changes something in one of them when it has been imported."""
 
-    def __init__(self, moment: str, number: int):
-        self.module, self.name, before = MOMENTS[moment]
-        self.wrap = at(number, before)
+    def __init__(self, module: str, name: str, change: Callable[[Any], Any]):
+        self.module, self.name, self.change = module, name, change
 
     def find_spec(self, name: str, path: Any, target: Any = None) -> Any:
         if name != self.module:
@@ -97,7 +97,7 @@ class Sabotage(importlib.abc.MetaPathFinder):
             *holders, last = self.name.split(".")
             for holder in holders:
                 owner = getattr(owner, holder)
-            setattr(owner, last, self.wrap(getattr(owner, last)))
+            setattr(owner, last, self.change(getattr(owner, last)))
 
         spec.loader.exec_module = exec_module  # type: ignore[method-assign]
         return spec
@@ -105,4 +105,8 @@ class Sabotage(importlib.abc.MetaPathFinder):
 
 if "KILL_AT" in os.environ and os.environ.get("RANK", "0") == os.environ.get("KILL_RANK", "0"):
     moment, _, number = os.environ["KILL_AT"].partition(":")
-    sys.meta_path.insert(0, Sabotage(moment, int(number)))
+    module, name, before = MOMENTS[moment]
+    sys.meta_path.insert(0, Sabotage(module, name, at(int(number), before)))
+if "COMMIT_EVERY" in os.environ:
+    every = float(os.environ["COMMIT_EVERY"])
+    sys.meta_path.insert(0, Sabotage("overnight.data.prepare", "COMMIT_EVERY", lambda _: every))
