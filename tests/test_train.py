@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from tests.violence import assert_same_end, events, measured, newest
 
 from overnight import cli, evaluator, records, resolve, train
 from overnight.checkpoint import list_steps
@@ -22,31 +23,10 @@ from overnight.stop import Stop
 
 SMALL = ["--model.n-layer", "2", "--model.n-head", "2", "--model.n-embd", "16", "--model.block-size", "16"]
 SMALL += ["--batch-tokens", "128", "--optim.warmup-steps", "2", "--sample.length", "10"]
-UNTRUE_AFTER_A_STOP = {"time", "step_ms", "tokens_per_second", "mfu"}
 
 
 def options(data: Path, run: Path, *more: object) -> list[str]:
     return ["train", "shakespeare-cpu", "--data", str(data), "--run", str(run), *SMALL, *map(str, more)]
-
-
-def measured(run: Path) -> list[dict]:
-    """Records as they should be whatever happened on the way."""
-    kept = [record for record in records.read(run) if record["kind"] != "event"]
-    return [{key: record[key] for key in record.keys() - UNTRUE_AFTER_A_STOP} for record in kept]
-
-
-def events(run: Path, name: str) -> list[dict]:
-    return [r for r in records.read(run) if r["kind"] == "event" and r["name"] == name]
-
-
-def newest(run: Path) -> Path:
-    return run / "checkpoints" / f"step_{list_steps(run)[-1]:08d}"
-
-
-def assert_same_end(a: Path, b: Path) -> None:
-    for name in ("model.safetensors", "optimizer.safetensors"):
-        assert (newest(a) / name).read_bytes() == (newest(b) / name).read_bytes(), name
-    assert measured(a) == measured(b)
 
 
 @pytest.fixture
@@ -141,46 +121,6 @@ def test_killed_and_interrupted_processes_resume_exactly(data_folder: Path, tmp_
     assert len({event["step"] for event in events(tmp_path / "cut", "resume")} - {0}) == 3
     assert len(events(tmp_path / "cut", "interrupted")) == len(events(tmp_path / "cut", "preempted")) == 1
     assert_same_end(tmp_path / "whole", tmp_path / "cut")
-
-
-def test_two_ranks_agree_with_one(data_folder: Path, tmp_path: Path) -> None:
-    """The same batches and, within rounding, the same losses; 3 windows a rank, so micro-steps of 3 and 1."""
-    more = ["--steps", 20, "--batch-tokens", 96, "--eval-every", 7, "--sample-every", 10, "--save-every", 10]
-    alone = [*more, "--micro-batch", 6]
-    assert cli.run(options(data_folder, tmp_path / "one", *alone)) == 0
-    assert (
-        start_process(
-            options(data_folder, tmp_path / "two", *more, "--processes", 2, "--micro-batch", 1)
-        ).wait()
-        == 0
-    )
-    one, two = measured(tmp_path / "one"), measured(tmp_path / "two")
-    assert [(r["kind"], r["step"], r["tokens"]) for r in one] == [
-        (r["kind"], r["step"], r["tokens"]) for r in two
-    ]
-    for a, b in zip(one, two, strict=True):
-        if a["kind"] in ("train", "val"):
-            assert a["loss"] == pytest.approx(b["loss"], abs=1e-5)
-        if a["kind"] == "train":
-            assert a["grad_norm"] == pytest.approx(b["grad_norm"], rel=1e-4)
-        if a["kind"] == "val":
-            assert a["val_tokens"] == b["val_tokens"]
-    assert events(tmp_path / "two", "start")[0]["detail"]["world"]["size"] == 2
-    for name, tensor in load_file(newest(tmp_path / "one") / "model.safetensors").items():
-        other = load_file(newest(tmp_path / "two") / "model.safetensors")[name]
-        torch.testing.assert_close(tensor, other, atol=2e-4, rtol=0, msg=name)
-
-
-def test_an_interrupt_reaches_all_ranks(data_folder: Path, tmp_path: Path) -> None:
-    arguments = options(
-        data_folder, tmp_path / "run", "--steps", 100_000, "--processes", 2, "--eval-every", 0
-    )
-    process = start_process(arguments)
-    wait_for_step(tmp_path / "run", 5, process)
-    process.send_signal(signal.SIGINT)
-    assert process.wait() == 130
-    assert list(records.read(tmp_path / "run"))[-1]["name"] == "interrupted"
-    assert list_steps(tmp_path / "run") == [events(tmp_path / "run", "interrupted")[0]["step"]]
 
 
 def test_accumulation_changes_nothing_but_rounding(data_folder: Path, tmp_path: Path) -> None:
