@@ -126,7 +126,7 @@ def prepare_killed(place: Path, what: str, kills: int, draw: random.Random) -> d
         "--out",
     ]
     assert start([*make, whole], None).wait() == 0
-    environment = sabotaged(COMMIT_EVERY="0.3")
+    environment = sabotaged(SET="overnight.data.prepare:COMMIT_EVERY=0.3")
     while deaths < kills:
         begun = start([*make, cut], environment)
         try:

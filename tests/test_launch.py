@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from tests.violence import assert_same_end, children, command, events, kill, killed_at
+from tests.violence import assert_same_end, children, command, events, kill, killed_at, sabotaged
 
 from overnight import records
 from overnight.checkpoint import list_steps
@@ -187,6 +187,23 @@ def test_whoever_is_killed_the_next_start_goes_on(whom: str, start, whole: Path,
     assert again.wait(60) == 0, again.stderr.read()
     assert events(run, "resume")[0]["step"] > 0
     assert_same_end(run, whole)
+
+
+def test_a_rank_that_falls_silent_is_given_up(start, tmp_path: Path) -> None:
+    """As one whose host is lost: no connection breaks, nothing comes any more."""
+    run = tmp_path / "run"
+    process = start(run, *FOREVER, "--processes", 2, env=sabotaged(SET="overnight.heartbeat:SILENCE=4"))
+    wait_for_step(run, 5, process)
+    ranks = family(process)
+    os.kill(ranks[-1], signal.SIGSTOP)
+    try:
+        time.sleep(8)  # torchrun ends the stopped one only after half a minute
+        os.kill(ranks[-1], signal.SIGKILL)
+        assert process.wait(60) == 1
+    finally:
+        wait_until_gone(ranks)
+    silent = f"rank 1 on {os.uname().nodename} has not been heard of for 4 s, so this one ends."
+    assert f"overnight (rank 0): {silent}" in process.stderr.read()
 
 
 def test_max_restarts_resume_by_themselves(start, whole: Path, tmp_path: Path) -> None:

@@ -23,8 +23,10 @@ def sha256_file(path: Path) -> str:
 def to_json(value: Any) -> str:
     """Indented JSON with a newline at the end; refuses NaN and infinity, which are not JSON."""
     text = json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False)
-    if not text.isprintable() and any("\ud800" <= c <= "\udfff" for c in text):
-        text = json.dumps(value, indent=2, allow_nan=False)  # a file's name that is no Unicode
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:  # a file's name that is no Unicode: written with escapes
+        text = json.dumps(value, indent=2, allow_nan=False)
     return text + "\n"
 
 

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from overnight import hardware, machine
 from overnight.errors import Failure, UserError
+from overnight.heartbeat import heartbeat
 from overnight.machine import cpu_count
 
 
@@ -108,8 +109,9 @@ def connect(device: str, always: bool = False) -> Iterator[World]:
         dist.init_process_group(backend, device_id=device_id)
     try:
         here = World(chosen, rank, size)
-        yield here
-        here.barrier()  # nobody hangs up while another is still saving
+        with heartbeat(rank, size) if size > 1 else contextlib.nullcontext():
+            yield here
+            here.barrier()  # nobody hangs up while another is still saving
     finally:
         dist.destroy_process_group()
 

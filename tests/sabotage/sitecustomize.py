@@ -1,6 +1,6 @@
 """Kills a process of Overnight at a chosen moment. Python imports this file first where its folder is on
 PYTHONPATH; KILL_AT="MOMENT:N" says when (the N-th time), KILL_RANK which rank (0, where it is not set).
-COMMIT_EVERY="0.3" makes `prepare` sync its progress that often.
+SET="overnight.data.prepare:COMMIT_EVERY=0.3" gives a number in a module another value.
 """
 
 import importlib.abc
@@ -107,6 +107,8 @@ if "KILL_AT" in os.environ and os.environ.get("RANK", "0") == os.environ.get("KI
     moment, _, number = os.environ["KILL_AT"].partition(":")
     module, name, before = MOMENTS[moment]
     sys.meta_path.insert(0, Sabotage(module, name, at(int(number), before)))
-if "COMMIT_EVERY" in os.environ:
-    every = float(os.environ["COMMIT_EVERY"])
-    sys.meta_path.insert(0, Sabotage("overnight.data.prepare", "COMMIT_EVERY", lambda _: every))
+if "SET" in os.environ:
+    module, _, rest = os.environ["SET"].partition(":")
+    name, _, number = rest.partition("=")
+    value = float(number)
+    sys.meta_path.insert(0, Sabotage(module, name, lambda _: value))

@@ -17,15 +17,7 @@ from overnight.data.encode import Batch, in_order
 from overnight.data.manifest import BY_FIRST_SHARD, MANIFEST, TOKENIZER, Data
 from overnight.data.readers import Piece
 from overnight.data.shards import count_of
-from overnight.data.splits import (
-    BY_HASH,
-    BY_TAIL,
-    FEW_DOCUMENTS,
-    RULES,
-    Splits,
-    chosen_for_validation,
-    manifest,
-)
+from overnight.data.splits import BY_HASH, BY_TAIL, FEW_DOCUMENTS, Splits, chosen_for_validation, manifest
 from overnight.data.staging import (
     PROGRESS,
     SCRATCH,
@@ -221,8 +213,8 @@ def resume(folder: Path, shard_tokens: int) -> tuple[Splits, Place]:
         place = Place(**reached["place"])
         for name in ("file", "pieces", "documents", "bytes"):
             count_of(getattr(place, name), name)
-        if reached["split"] not in RULES or type(place.validation) is not bool:
-            raise ValueError("it names no split")
+        if type(place.validation) is not bool:
+            raise ValueError(f"validation is {place.validation!r}")
         splits = Splits(folder, reached["split"], shard_tokens, tokens.load(folder / TOKENIZER))
         splits.resume(reached["shards"])
         return splits, place

@@ -8,6 +8,7 @@ All but .parquet may be packed as .gz or .zst.
 """
 
 import codecs
+import contextlib
 import gzip
 import io
 import json
@@ -61,12 +62,14 @@ def read_file(path: Path, at: Callable[[int], object] = lambda position: None) -
     try:
         with open(path, "rb") as raw:
             most = ANY_TEXT + MOST_TEXT * path.stat().st_size
-            for piece in reader(path)(unpacked(raw, path, most), path):
-                characters += len(piece.text)
-                if packed and characters > most:
-                    raise bomb(path)
-                at(raw.tell())
-                yield piece
+            read = reader(path)
+            with contextlib.closing(unpacked(raw, path, most)) as file:
+                for piece in read(file, path):
+                    characters += len(piece.text)
+                    if packed and characters > most:
+                        raise bomb(path)
+                    at(raw.tell())
+                    yield piece
     except (EOFError, zlib.error) as error:
         raise damaged(path, error) from None
     except PermissionError:
@@ -105,6 +108,11 @@ class Bounded(io.RawIOBase):
 
     def readable(self) -> bool:
         return True
+
+    def close(self) -> None:
+        if not self.closed:
+            self.stream.close()  # zstd's window is up to 128 MiB
+        super().close()
 
     def readinto(self, buffer: Any) -> int:
         block = self.stream.read(len(buffer))

@@ -32,6 +32,8 @@ class Splits:
     """The shards of a data folder in the making."""
 
     def __init__(self, folder: Path, rule: str, shard_tokens: int, tokenizer: Tokenizer):
+        if rule not in RULES:
+            raise ValueError(f"the split {rule!r} is none of {', '.join(RULES)}")
         self.folder, self.rule, self.shard_tokens, self.tokenizer = folder, rule, shard_tokens, tokenizer
         self._eot = np.array([tokenizer.eot], dtype=tokenizer.dtype)
         if rule == BY_TAIL:

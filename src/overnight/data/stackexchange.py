@@ -156,7 +156,7 @@ def read_posts(posts: Path) -> Iterator[tuple]:
                     status.update(lambda done=done: f"reading {posts.name}: {100 * done:.0f}%")  # type: ignore[misc]
     except DefusedXmlException:
         raise UserError(f"{posts} declares entities or a DTD, which no dump has: it is not read.") from None
-    except ElementTree.ParseError as error:
+    except (ElementTree.ParseError, LookupError, ValueError) as error:  # the last two: its encoding
         raise UserError(f"{posts} is damaged XML ({error}). Unpack it again.") from None
     status.clear()
 

@@ -1,0 +1,62 @@
+"""Notices that another rank is lost where no connection says so: its host gone, its cable out, it stopped.
+
+A rank that dies closes its connections and the others fail at once. One that falls silent leaves them waiting
+in a collective, for as long as the backend is patient (gloo: 30 minutes).
+"""
+
+import contextlib
+import os
+import socket
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from datetime import timedelta
+
+import torch.distributed as dist
+
+from overnight.errors import FAILURE
+
+EVERY = 2.0  # seconds between two beats
+SILENCE = 40.0  # seconds without one after which a rank is lost
+
+
+@contextlib.contextmanager
+def heartbeat(rank: int, size: int) -> Iterator[None]:
+    """Beat, and listen to the others, in threads of their own as long as the `with` lasts. Where one of them
+    has fallen silent this process says which and ends, as torchrun expects of a rank that cannot go on."""
+    over = threading.Event()
+    heard = [time.monotonic()] * size
+    hosts = ["?"] * size
+    # A connection of its own: a store serves one thread at a time.
+    place = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    store = dist.TCPStore(*place, is_master=False, timeout=timedelta(seconds=SILENCE))
+    store.set(f"host/{rank}", socket.gethostname())
+
+    def beat() -> None:
+        counts = [0] * size
+        while not over.wait(EVERY):
+            for other in range(size):
+                try:  # adding 0 reads a count, and unlike `get` does not wait for one
+                    count = store.add(f"beat/{other}", 1 if other == rank else 0)
+                    if count and hosts[other] == "?":
+                        hosts[other] = store.get(f"host/{other}").decode()
+                except Exception:  # the store is gone with its host: silence, too
+                    break
+                if count != counts[other]:
+                    counts[other], heard[other] = count, time.monotonic()
+
+    def listen() -> None:
+        while not over.wait(EVERY / 2):
+            for other, last in enumerate(heard):
+                if other != rank and time.monotonic() - last > SILENCE and not over.is_set():
+                    what = f"rank {other} on {hosts[other]} has not been heard of for {SILENCE:.0f} s"
+                    print(f"overnight (rank {rank}): {what}, so this one ends.", file=sys.stderr, flush=True)
+                    os._exit(FAILURE)
+
+    for work in (beat, listen):
+        threading.Thread(target=work, name=f"heartbeat {work.__name__}", daemon=True).start()
+    try:
+        yield
+    finally:
+        over.set()
