@@ -51,7 +51,7 @@ def main() -> None:
     options = parser.parse_args()
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     figures = {}
-    with tempfile.TemporaryDirectory() as name:
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as name:
         for what in options.what:
             began, draw = time.monotonic(), random.Random(options.seed)
             place = Path(name) / what

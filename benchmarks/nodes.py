@@ -24,10 +24,8 @@ from overnight import records  # noqa: E402
 
 HOSTS = {"night-a": "10.77.41.1", "night-b": "10.77.41.2"}
 SMALL = "--device cpu --model.n-layer 2 --model.n-head 2 --model.n-embd 32 --model.block-size 32".split()
-SMALL += (
-    "--batch-tokens 256 --optim.warmup-steps 2 --eval-every 100 --sample-every 200".split()
+SMALL += "--batch-tokens 256 --optim.warmup-steps 2 --eval-every 100 --sample-every 200".split()
 SMALL += ["--save-every", "40"]
-)
 
 
 def main() -> int:
@@ -39,11 +37,7 @@ def main() -> int:
     except (OSError, subprocess.CalledProcessError) as error:
         disconnect()
         why = getattr(error, "stderr", None) or error
-        print(
-            f"nodes: network namespaces are not allowed here, so nothing was measured ({why}).".replace(
-                "\n", " "
-            )
-        )
+        print(f"nodes: nothing was measured, network namespaces are not allowed here ({str(why).strip()}).")
         return 0
     try:
         with tempfile.TemporaryDirectory() as place:
@@ -96,32 +90,12 @@ def start(host: str, train: list[str], place: Path) -> subprocess.Popen:
     """torchrun on a host, as a person would start it there."""
     address, first = HOSTS[host], HOSTS["night-a"]
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--nproc-per-node=1"]
-    torchrun += [
-        "--rdzv-id=night",
-        "--rdzv-backend=c10d",
-        f"--rdzv-endpoint={first}:29500",
-        "--max-restarts=3",
-    ]
-    torchrun += [
-        f"--rdzv-conf=is_host={int(address == first)}",
-        f"--local-addr={address}",
-        "-m",
-        "--",
-        "overnight",
-    ]
+    torchrun += ["--rdzv-id=night", "--rdzv-backend=c10d", f"--rdzv-endpoint={first}:29500"]
+    torchrun += [f"--rdzv-conf=is_host={int(address == first)}", f"--local-addr={address}"]
+    torchrun += ["--max-restarts=3", "-m", "--", "overnight"]
     environment = os.environ | {"GLOO_SOCKET_IFNAME": host, "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
-    inside = [
-        "ip",
-        "netns",
-        "exec",
-        host,
-        "unshare",
-        "--uts",
-        "sh",
-        "-c",
-        f'hostname {host}; exec "$@"',
-        "sh",
-    ]
+    inside = ["ip", "netns", "exec", host, "unshare", "--uts", "sh", "-c"]
+    inside += [f'hostname {host}; exec "$@"', "sh"]
     with open(place / f"{host}.log", "ab") as log:
         return subprocess.Popen([*inside, *torchrun, *train], env=environment, stdout=log, stderr=log)
 

@@ -67,7 +67,8 @@ def children(pid: int) -> list[int]:
 
 
 def kill(process: subprocess.Popen, whom: str) -> None:
-    """SIGKILL for the process itself, its "torchrun", one of its "rank"s (the last), or "everything"."""
+    """SIGKILL for the process itself, its "torchrun", one of its "rank"s (the last), or "everything"; for the
+    process where those do not exist yet."""
     torchruns = children(process.pid)
     ranks = [rank for torchrun in torchruns for rank in children(torchrun)]
     victims = {
@@ -77,7 +78,7 @@ def kill(process: subprocess.Popen, whom: str) -> None:
         "first rank": ranks[:1],
         "everything": [process.pid, *torchruns, *ranks],
     }[whom]
-    for victim in victims:
+    for victim in victims or [process.pid]:
         try:
             os.kill(victim, signal.SIGKILL)
         except ProcessLookupError:  # it died of another's death
