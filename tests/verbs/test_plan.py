@@ -86,4 +86,19 @@ def test_wrong_input_is_refused(cli: Cli, options: str, message: str) -> None:
 
 
 def test_a_model_too_large_for_a_card_says_so(cli: Cli) -> None:
-    assert "too large" in cli("plan", "gpt2-1558m", "--gpu", "RTX 4090").out
+    huge = ["--model.n-layer", 2000, "--model.n-embd", 25_600]
+    assert "too large" in cli("plan", "gpt2-1558m", "--gpu", "RTX 4090", *huge).out
+
+
+def test_a_model_too_large_for_one_card_is_shared_among_some(cli: Cli) -> None:
+    """GPT-2 1558M on cards of 24 GB: not alone, but on two that shard it; and what it says is so."""
+    card = ["gpt2-1558m", "--gpu", "RTX 4090"]
+    assert "fsdp on 2" in cli("plan", *card).out
+    (alone,) = json.loads(cli("plan", *card, "--json").out)["places"]
+    assert (alone["micro_batch"], alone["shards_that_fit"]) == (None, 2)
+    (shared,) = json.loads(cli("plan", *card, "--gpus", 2, "--parallel", "fsdp", "--json").out)["places"]
+    assert shared["micro_batch"] >= 1
+    assert shared["needs"]["total"] < shared["memory"]
+    assert shared["needs"]["optimizer"] == alone["needs"]["optimizer"] // 2
+    (more,) = json.loads(cli("plan", *card, "--gpus", 8, "--parallel", "fsdp", "--json").out)["places"]
+    assert more["micro_batch"] > shared["micro_batch"]

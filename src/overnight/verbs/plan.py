@@ -108,6 +108,8 @@ def on_gpu(config: Plan, card: hardware.Gpu) -> dict[str, Any]:
     return {
         "name": card.name,
         "count": config.gpus,
+        "parallel": config.parallel,
+        "shards_that_fit": None if found["micro_batch"] else shards_that_fit(config, precision, card.memory),
         **found,
         "mfu": config.mfu,
         "tokens_per_second": rate,
@@ -120,19 +122,31 @@ def on_this_cpu(config: Plan) -> dict[str, Any]:
     """What fits here. Time is not reckoned: a CPU's peak is not known."""
     precision = "fp32" if config.precision == "auto" else config.precision
     found = fit(config, config.processes, precision, "cpu", this.memory() or this.UNTOLD)
-    return {"name": "this CPU", "count": 1, **found}
+    return {"name": "this CPU", "count": 1, "parallel": config.parallel, "shards_that_fit": None, **found}
+
+
+def shards_that_fit(config: Plan, precision: str, memory: int) -> int | None:
+    """On how many cards, a power of two, --parallel fsdp has room for a model that one cannot hold."""
+    for count in (2, 4, 8, 16, 32, 64):
+        rows, left = divmod(config.batch_tokens, config.model.block_size * count)
+        if not left and plan.largest_micro_batch(config.model, rows, precision, "cuda", memory, count):
+            return count
+    return None
 
 
 def fit(config: Plan, ranks: int, precision: str, device: str, memory: int) -> dict[str, Any]:
     """The micro-batch as given, or the largest that fits, and the memory that it needs."""
     rows, left = divmod(config.batch_tokens, config.model.block_size * ranks)
     micro_batch = config.micro_batch
+    shards = ranks if config.parallel == "fsdp" else 1
     if micro_batch == "auto":
         share = memory // (ranks if device == "cpu" else 1)
-        fits = None if left else plan.largest_micro_batch(config.model, rows, precision, device, share)
+        fits = (
+            None if left else plan.largest_micro_batch(config.model, rows, precision, device, share, shards)
+        )
         micro_batch = fits or 0
     assert isinstance(micro_batch, int)
-    needs = plan.memory(config.model, max(1, micro_batch), precision, device)
+    needs = plan.memory(config.model, max(1, micro_batch), precision, device, shards)
     return {
         "precision": precision,
         "memory": memory,
@@ -187,6 +201,8 @@ def table(described: dict[str, Any], config: Plan) -> str:
     for place in places:
         count = f"{place['count']} x " if place["count"] > 1 else ""
         fits = f"{place['micro_batch']} x {place['micro_steps']}" if place["micro_batch"] else "too large"
+        if place["shards_that_fit"]:
+            fits = f"fsdp on {place['shards_that_fit']}"
         of = f"{place['needs']['total'] / 1e9:.1f} of {size(place['memory'])}"
         rate, hours, cost = (place.get(key) for key in ("tokens_per_second", "hours", "cost"))
         lines.append(
@@ -198,6 +214,11 @@ def table(described: dict[str, Any], config: Plan) -> str:
     lines += [
         "",
         f"Time at {config.mfu:.0%} MFU (--mfu). micro-batch A x B: A windows at once, B times a step.",
+        *(
+            ["fsdp on N: one card cannot hold it, N can share it: --gpus N --parallel fsdp."]
+            if any(place["shards_that_fit"] for place in places)
+            else []
+        ),
         f"Memory, {places[0]['name']}: {', '.join(needs)}.",
     ]
     return "\n".join(lines)
