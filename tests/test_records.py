@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from overnight.errors import UserError
 from overnight.records import FILE, Records, read, rewind
 
-EVENT = b'{"kind": "event", "name": "checkpoint"}\n'
-TRAIN = b'{"kind": "train", "loss": 1.0}\n'
+EVENT = b'{"kind": "event", "step": 1, "tokens": 64, "name": "checkpoint", "detail": {}}\n'
+TRAIN = b'{"kind": "train", "step": 1, "tokens": 64, "loss": 1.0}\n'
 
 
 def strict(line: bytes) -> Any:

@@ -68,7 +68,7 @@ class State:
         if any(len(one) != 2 for one in self.skipped):
             return f"skipped is {self.skipped!r}"
         numbers = [*self.scaler.values(), *([] if self.val_loss is None else [self.val_loss])]
-        if not all(type(number) in (int, float) for number in numbers):
+        if not all(type(number) in (int, float) and abs(number) < 1e300 for number in numbers):
             return f"val_loss is {self.val_loss!r}, scaler {self.scaler!r}"
         if not all(isinstance(text, str) for text in (self.data, *self.sha256.values())):
             return f"data is {self.data!r}, sha256 {self.sha256!r}"
@@ -271,6 +271,6 @@ def val_loss(run: Path, step: int) -> float:
     """The validation loss that a checkpoint's state.json holds; infinity where it has none."""
     try:
         loss = json.loads((folder(run, step) / STATE).read_bytes())["val_loss"]
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return math.inf
     return loss if isinstance(loss, float) else math.inf

@@ -301,5 +301,5 @@ def _fits(value: Any, hint: Any) -> bool:
     if get_args(hint):  # a union
         return any(_fits(value, option) for option in get_args(hint))
     if hint is float:
-        return isinstance(value, int | float) and not isinstance(value, bool)
+        return isinstance(value, float) or (type(value) is int and abs(value) < 2**53)
     return type(value) is hint

@@ -9,6 +9,9 @@ from collections.abc import Iterable, Sequence
 DONE, FAILURE, WRONG_INPUT, SAVED, INTERRUPTED = 0, 1, 2, 75, 130
 
 
+LONGEST = 2000  # characters of a line: what a damaged file holds is quoted in some
+
+
 class UserError(Exception):
     """Wrong input: says what is wrong and what would be right, in one to three lines; exit code 2."""
 
@@ -29,8 +32,8 @@ class Preempted(KeyboardInterrupt):
 
 
 def at_most_three(lines: Sequence[str]) -> list[str]:
-    """All of `lines` in three lines at most: the third holds what is left over."""
-    clean = [" ".join(line.split()) for line in lines]
+    """All of `lines` in three lines at most, none without end: the third holds what is left over."""
+    clean = [" ".join(line.split())[:LONGEST] for line in lines]
     return clean if len(clean) <= 3 else [*clean[:2], " ".join(clean[2:])]
 
 

@@ -36,7 +36,7 @@ class Journal:
         self.batches = batches
         if self.world.is_main:
             self.records = Records(self.run, self.disk_refuses)
-        losses = (record["loss"] for record in records.read(self.run) if record["kind"] == "train")
+        losses = (record["loss"] for record in records.sound(self.run) if record["kind"] == "train")
         self.watch = Watch(
             self.start.state.bad_steps if self.start.state else 0,
             deque((loss for loss in losses if loss is not None), WINDOW),
@@ -161,7 +161,7 @@ class Journal:
 def complete(start: Start) -> None:
     """Record that a complete run is done, where that was not done."""
     assert start.state is not None
-    found = list(records.read(start.run))
+    found = list(records.sound(start.run))
     if any(record["kind"] == "event" and record["name"] == "done" for record in found[-100:]):
         return
     vals = [r for r in found if r["kind"] == "val" and r["step"] == start.state.step]

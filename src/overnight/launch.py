@@ -61,7 +61,7 @@ def torchrun(run: Path, processes: int, max_restarts: int, arguments: list[str])
                 signal.signal(number, handler)
     if words.count("interrupted") > 1:
         return INTERRUPTED
-    last = [""] + [record["name"] for record in records.read(run) if record["kind"] == "event"]
+    last = [""] + [record["name"] for record in records.sound(run) if record["kind"] == "event"]
     saved = {"interrupted": INTERRUPTED, "preempted": SAVED}.get(last[-1])
     if saved and (code <= 0 or words):  # saved is saved, whatever happened to a rank on its way out
         return saved

@@ -18,6 +18,8 @@ from overnight.errors import UserError
 from overnight.files import sync
 
 FILE = "records.jsonl"
+LOSS = {"loss": float | None}
+READ: dict[str, dict[str, Any]] = {"train": LOSS, "val": LOSS, "event": {"name": str, "detail": dict}}
 
 
 class Records:
@@ -112,7 +114,20 @@ def finite(value: Any) -> Any:
 
 
 def read(run: Path) -> Iterator[dict[str, Any]]:
-    """The records of a run, a torn last line left out."""
+    """The records of a run, a torn last line left out. Raises UserError for a line that is no record."""
+    for number, record in lines(run):
+        if record is None:
+            raise UserError(f"{run / FILE}, line {number} is damaged: it is no record.")
+        yield record
+
+
+def sound(run: Path) -> Iterator[dict[str, Any]]:
+    """The records of a run without those that are damaged: training goes on whatever happened to old ones."""
+    return (record for _, record in lines(run) if record is not None)
+
+
+def lines(run: Path) -> Iterator[tuple[int, dict[str, Any] | None]]:
+    """Number and record of each whole line; None for what is no record."""
     path = run / FILE
     if not path.is_file():
         return
@@ -122,9 +137,17 @@ def read(run: Path) -> Iterator[dict[str, Any]]:
                 return
             try:
                 record = json.loads(line)
-            except ValueError:
-                raise UserError(f"{path}, line {number} is damaged: it is not JSON.") from None
-            yield record
+            except (ValueError, RecursionError):
+                record = None
+            yield number, record if is_record(record) else None
+
+
+def is_record(value: Any) -> bool:
+    """Whether it is an object that has what is read of records of its kind."""
+    if not isinstance(value, dict) or not isinstance(value.get("kind"), str):
+        return False
+    wanted = {"step": int, "tokens": int} | READ.get(value["kind"], {})
+    return all(name in value and isinstance(value[name], kind) for name, kind in wanted.items())
 
 
 def rewind(run: Path, size: int) -> None:
@@ -142,7 +165,7 @@ def rewind(run: Path, size: int) -> None:
             try:
                 if json.loads(line).get("kind") == "event":
                     kept.append(line)
-            except (ValueError, AttributeError):
+            except (ValueError, AttributeError, RecursionError):
                 continue  # torn by a power cut: the checkpoint vouches for nothing here
     aside = path.with_name(f".{path.name}.partial")
     aside.write_bytes(content[:size] + b"".join(kept))
