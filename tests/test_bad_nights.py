@@ -184,6 +184,16 @@ def test_numbers_read_a_step_late_are_the_same(
     assert_same_end(tmp_path / "late", tmp_path / "now")
 
 
+def test_fp16_halves_its_scale_where_an_update_did_not_happen(
+    poison, data_folder: Path, tmp_path: Path
+) -> None:
+    poison(6)
+    run = tmp_path / "run"
+    assert cli.run(options(data_folder, run, "--precision", "fp16", "--save-every", 1, "--keep", 20)) == 0
+    scales = [json.loads((folder(run, n) / "state.json").read_text())["scaler"]["scale"] for n in (5, 7)]
+    assert scales == [65_536.0, 32_768.0]
+
+
 def test_fp16_looking_for_its_scale_is_no_bad_night() -> None:
     """Gradients that overflow with a finite loss halve the scale, but not more than 16 times in a row."""
     watch = Watch(0, [], scaled=True)

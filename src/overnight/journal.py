@@ -27,7 +27,7 @@ class Journal:
         self.start, self.config, self.run = start, start.config, start.run
         self.status, self.world = status, world
         self.records: Records | None = None
-        self.began, self.first = time.monotonic(), start.state.step if start.state else 0
+        self.first = start.state.step if start.state else 0
         peak = peak_flops(world.device, start.config.precision)
         self.peak = peak * world.size if peak else None
 
@@ -69,6 +69,7 @@ class Journal:
     def announce(self) -> None:
         """Say and record what begins here."""
         start, config, world = self.start, self.config, self.world
+        self.began = time.monotonic()
         here = {"size": world.size, "device": str(world.device), "threads": torch.get_num_threads()}
         restarts = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
         detail: dict[str, Any] = {"world": here, "auto": start.auto, "version": __version__}

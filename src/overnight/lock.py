@@ -5,6 +5,7 @@ however that ends, and children do not inherit it. The file says who holds it.
 """
 
 import contextlib
+import errno
 import os
 import socket
 import time
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import IO
 
 from overnight.errors import UserError
+from overnight.files import clear_disk_errors
 
 FILE = ".lock"
 GRACE = 5.0  # seconds for a killed process to be gone, and for ranks to see that their launcher is
@@ -58,8 +60,9 @@ class Lock:
         return "another process"
 
     def _try(self) -> bool:
-        # Not closed before the lock is given up: closing any handle of the file would do that.
-        file = open(self.path, "a+b", buffering=0)  # noqa: SIM115
+        with clear_disk_errors(f"locking {self.path.parent}"):
+            # Not closed before the lock is given up: closing any handle of the file would do that.
+            file = open(self.path, "a+b", buffering=0)  # noqa: SIM115
         # Its last holder may have removed it between our opening and locking.
         if not (try_lock(file) and same_file(file, self.path)):
             file.close()
@@ -99,6 +102,10 @@ def try_lock(file: IO[bytes]) -> bool:
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except (BlockingIOError, PermissionError):  # EAGAIN or EACCES, as the system likes it
         return False
+    except OSError as error:
+        if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
+            raise
+        return True  # a file system without locks: nobody can be kept away, but training can go on
     return True
 
 

@@ -62,8 +62,12 @@ def train_step(
     for group in optimizer.param_groups:
         group["lr"] = lr
     # The fused kernel leaves weights and moments as they are where this is 1: nobody has to look first.
-    optimizer.found_inf = 1.0 - torch.isfinite(loss + grad_norm).float()  # type: ignore[attr-defined]
+    bad = 1.0 - torch.isfinite(loss + grad_norm).float()
+    optimizer.found_inf = bad  # type: ignore[attr-defined]
     optimizer.step()
+    if scaler.is_enabled():  # of shards a rank has seen its own only, but all have to scale alike
+        for found in scaler._found_inf_per_device(optimizer).values():
+            found.copy_(bad)
     scaler.update()
     optimizer.zero_grad(set_to_none=True)
     return loss, grad_norm

@@ -50,14 +50,14 @@ class World:
 
     def agrees(self, number: int) -> bool:
         """Whether all ranks have the same number."""
-        sums = torch.tensor([number, number * number], dtype=torch.float64, device=self.device)
-        first, second = self.sum(sums).tolist()
+        first, second = self.sum(torch.tensor([number, number * number], device=self.device)).tolist()
         return first == number * self.size and second == number * number * self.size
 
     def send(self, numbers: list[float]) -> Tensor:
         """Numbers on their way to the device, (n,) fp32; nobody waits for it."""
         cuda = self.device.type == "cuda"
-        return torch.tensor(numbers, pin_memory=cuda).to(self.device, non_blocking=True)
+        here = torch.tensor(numbers, dtype=torch.float32, pin_memory=cuda)
+        return here.to(self.device, non_blocking=True)
 
     @property
     def lag(self) -> int:
@@ -222,4 +222,6 @@ def be_deterministic() -> None:
     """Only kernels that give the same bits each time, on CUDA too; the CPU's do so anyway."""
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True)
+    # Filling memory that nobody reads finds errors, and costs time.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     torch.backends.cudnn.benchmark = False
