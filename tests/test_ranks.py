@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from tests.conftest import WORDS
-from tests.violence import command, events, measured, newest
+from tests.violence import command, events, measured, newest, sabotaged
 
 SMALL = "--device cpu --model.n-layer 2 --model.n-head 2 --model.n-embd 16 --model.block-size 128".split()
 SMALL += "--batch-tokens 1024 --optim.warmup-steps 2 --optim.schedule constant --sample.length 10".split()
@@ -34,9 +34,10 @@ def questions(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def train(data_folder: Path, questions: Path) -> Callable[..., None]:
-    def call(run: Path, *options: object) -> None:
+    def call(run: Path, *options: object, env: dict[str, str] | None = None) -> None:
         given = ["--data", data_folder, "--run", run, "--hellaswag-file", questions, *SMALL, *options]
-        done = subprocess.run(command("train", "shakespeare-cpu", *given), capture_output=True, text=True)
+        line = command("train", "shakespeare-cpu", *given)
+        done = subprocess.run(line, capture_output=True, text=True, env=env)
         assert done.returncode == 0, done.stderr
         assert "Warning" not in done.stderr, done.stderr
 
@@ -111,3 +112,17 @@ def test_shards_with_dropout_are_what_replicas_are(train, tmp_path: Path) -> Non
         more = ["--model.dropout", 0.2, "--micro-batch", 2]
         train(tmp_path / parallel, "--steps", 6, "--processes", 2, "--parallel", parallel, *more)
     assert_agree(tmp_path / "fsdp", tmp_path / "ddp")
+
+
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+def test_a_loss_that_is_no_number_on_one_rank_is_one_on_all(parallel: str, train, tmp_path: Path) -> None:
+    """Rank 1 alone meets it, in updates 6 to 8; both go back to step 4, and on without those windows."""
+    run = tmp_path / "run"
+    more = ["--save-every", 4, "--train.max-bad-steps", 3, "--parallel", parallel, "--processes", 2]
+    train(run, "--steps", 12, *more, env=sabotaged(NAN_IN="6 7 8", KILL_RANK="1"))
+    assert [event["step"] for event in events(run, "nonfinite")] == [6, 7, 8]
+    (gone,) = events(run, "gone_back")
+    assert gone["detail"] == {"steps": [6, 8], "to": 4, "skipped": [[40, 64]]}
+    assert [r["step"] for r in measured(run) if r["kind"] == "train"] == list(range(1, 13))
+    for tensor in load_file(newest(run) / "model.safetensors").values():
+        assert torch.isfinite(tensor).all()

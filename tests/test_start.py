@@ -317,3 +317,28 @@ def test_a_full_disk_is_one_line_and_costs_no_checkpoint(
     assert checkpoint.list_steps(stopped) == [1, 2]
     assert train(stopped).code == 0
     assert_ended_alike(stopped, trained)
+
+
+def test_data_that_changed_before_the_first_checkpoint_is_refused(
+    run: Path, other_data: Path, train: Train, tree: Tree
+) -> None:
+    """The run has nothing but its config yet, and that knows what it was begun on."""
+    for step in checkpoint.list_steps(run):
+        shutil.rmtree(checkpoint.folder(run, step))
+    before = tree(run)
+    refused = train(run, "--data", other_data)
+    assert refused.code == 2
+    assert "was trained on other data" in refused.err
+    assert tree(run) == before
+    assert train(run).code == 0
+
+
+def test_damaged_records_of_long_ago_do_not_keep_a_run_from_going_on(
+    stopped: Path, trained: Path, train: Train
+) -> None:
+    content = bytearray((stopped / "records.jsonl").read_bytes())
+    content[5] ^= 0x10  # a bit in the first line, which the checkpoint vouches for
+    (stopped / "records.jsonl").write_bytes(content)
+    assert train(stopped).code == 0
+    for name in (checkpoint.WEIGHTS, checkpoint.OPTIMIZER):
+        assert (newest(stopped) / name).read_bytes() == (newest(trained) / name).read_bytes()

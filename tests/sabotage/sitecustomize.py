@@ -1,5 +1,6 @@
 """Kills a process of Overnight at a chosen moment. Python imports this file first where its folder is on
 PYTHONPATH; KILL_AT="MOMENT:N" says when (the N-th time), KILL_RANK which rank (0, where it is not set).
+NAN_IN="6 7 8" makes that rank's losses in these calls of the model no numbers.
 SET="overnight.data.prepare:COMMIT_EVERY=0.3" gives a number in a module another value.
 """
 
@@ -107,6 +108,13 @@ if "KILL_AT" in os.environ and os.environ.get("RANK", "0") == os.environ.get("KI
     moment, _, number = os.environ["KILL_AT"].partition(":")
     module, name, before = MOMENTS[moment]
     sys.meta_path.insert(0, Sabotage(module, name, at(int(number), before)))
+if "NAN_IN" in os.environ and os.environ.get("RANK", "0") == os.environ.get("KILL_RANK", "0"):
+
+    def poisoned(forward: Callable) -> Callable:
+        calls, bad = itertools.count(1), set(map(int, os.environ["NAN_IN"].split()))
+        return lambda *arguments: forward(*arguments) * (float("nan") if next(calls) in bad else 1.0)
+
+    sys.meta_path.insert(0, Sabotage("overnight.models.gpt2", "GPT.forward", poisoned))
 if "SET" in os.environ:
     module, _, rest = os.environ["SET"].partition(":")
     name, _, number = rest.partition("=")
