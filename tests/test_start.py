@@ -8,8 +8,7 @@ from typing import Any
 
 import pytest
 
-from overnight import checkpoint, records
-from overnight import train as training
+from overnight import checkpoint, records, saving
 
 Train = Callable[..., Any]
 Tree = Callable[[Path], dict[str, bytes]]
@@ -300,7 +299,7 @@ def test_autos_stay_what_the_run_made_of_them(stopped: Path, train: Train, data_
 def test_a_full_disk_is_one_line_and_costs_no_checkpoint(
     stopped: Path, trained: Path, train: Train, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(training, "PATIENCE", 1.5)
+    monkeypatch.setattr(saving, "PATIENCE", 1.5)
     resource = pytest.importorskip("resource")
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (8_000, hard))  # bytes of a file; the weights have more

@@ -130,11 +130,15 @@ class Journal:
         steps = f"step {step:,}/{self.config.steps:,}"
         return f"{steps}  loss {loss:.4f}  lr {lr:.2e}  {rate:,.0f} tokens/s  {left} left"
 
-    def save_failed(self, error: OSError) -> None:
+    def saved(self, step: int) -> None:
+        """A checkpoint is on the disk."""
+        self.event(step, "checkpoint", {"path": checkpoint.folder(self.run, step).name})
+
+    def save_failed(self, step: int, error: OSError) -> None:
         """A checkpoint was not saved; it is tried again."""
         names = checkpoint.list_steps(self.run)
         newest = f"the newest is that of step {names[-1]:,}" if names else "there is none yet"
-        self.event(self.first, "save_failed", {"error": str(error)})
+        self.event(step, "save_failed", {"error": str(error)})
         self.say(f"CHECKPOINT NOT SAVED: {disk_problem(error)}. Trying again, training goes on; {newest}.")
 
     def gone_back(self, step: int, first: int, back: int, skipped: list[list[int]]) -> None:

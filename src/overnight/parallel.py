@@ -6,15 +6,55 @@ while it computes, and its activations are computed again in the backward pass i
 
 import contextlib
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from overnight.config import Config
 from overnight.models.gpt2 import GPT
 from overnight.world import World
+
+Autocast = Callable[[], contextlib.AbstractContextManager]
+
+
+def spread(
+    model: GPT, config: Config, world: World, autocast: Autocast, say: Callable[[str], None]
+) -> nn.Module:
+    """The module that training calls: the model on its device, compiled if the config says so and it works
+    here, together with the other ranks."""
+    if config.parallel == "fsdp":
+        return shard(model, world, config.compile == "on")
+    model.to(world.device)
+    return replicate(
+        compiled(model, config, world, autocast, say) if config.compile == "on" else model, world
+    )
+
+
+def compiled(
+    model: GPT, config: Config, world: World, autocast: Autocast, say: Callable[[str], None]
+) -> nn.Module:
+    """The model, compiled if that works here. Evaluation and sampling always use the raw one, whose shapes
+    may change."""
+    try:
+        result: nn.Module = torch.compile(model)  # type: ignore[assignment]
+        assert isinstance(config.micro_batch, int)
+        windows = torch.zeros(
+            config.micro_batch, config.model.block_size, dtype=torch.long, device=world.device
+        )
+        with autocast():
+            loss = result(windows, windows)
+        loss.backward()
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # whatever a compiler may throw: training works without one
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        say(f"torch.compile does not work here, training goes on without it ({reason}).")
+        result = model
+    model.zero_grad(set_to_none=True)
+    return result
 
 
 def replicate(model: nn.Module, world: World) -> nn.Module:

@@ -4,7 +4,6 @@ import contextlib
 import os
 import threading
 import time
-from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
@@ -13,6 +12,9 @@ from torch import Tensor, nn
 
 from overnight import checkpoint
 from overnight.checkpoint import State
+from overnight.errors import Failure
+from overnight.files import disk_problem
+from overnight.journal import Journal
 from overnight.parallel import whole
 
 AGAIN_AFTER = 30.0  # seconds from a save that failed to the next try
@@ -22,24 +24,23 @@ PATIENCE = 60.0  # seconds that the last save of a process is tried again
 class Saver:
     """Copies what a checkpoint holds, and publishes the copy in a thread, one checkpoint at a time.
 
-    The copy's memory (12 bytes a parameter, pinned for CUDA) is kept from save to save. `before` is called in
-    the thread before a checkpoint is written: it syncs the records that the checkpoint vouches for.
+    The copy's memory (12 bytes a parameter, pinned for CUDA) is kept from save to save. A save that fails
+    costs nothing but is told in the journal, and tried again.
     """
 
-    def __init__(self, run: Path, keep: int, before: Callable[[State], None]):
-        self.run, self.keep, self.before = run, keep, before
-        self.error: OSError | None = None
-        """Why the last save failed, until it has been tried again with success."""
+    def __init__(self, run: Path, keep: int, journal: Journal):
+        self.run, self.keep, self.journal = run, keep, journal
         self._copies: dict[str, dict[str, Tensor]] = {checkpoint.WEIGHTS: {}, checkpoint.OPTIMIZER: {}}
         self._state: State | None = None
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="saver", initializer=step_back)
-        self._job: Future[Path] | None = None
+        self._job: Future[None] | None = None
+        self._error: OSError | None = None  # of the last try, where that failed
         self._again_at = 0.0
 
     def save(self, model: nn.Module, optimizer: torch.optim.Optimizer, state: State | None) -> None:
-        """Begin to save; the save before this must have been collected. Every rank of a sharded model takes
-        part; where state is None, only in that."""
-        assert self._job is None
+        """Begin to save, as soon as the save before this is done. Every rank of a sharded model takes part;
+        where state is None, only in that."""
+        self.collect(wait=True)
         for file, name, tensor in checkpoint.tensors_of(model, optimizer):
             full = whole(tensor.detach())
             if state is not None:
@@ -49,41 +50,53 @@ class Saver:
         if torch.cuda.is_available():
             torch.cuda.synchronize()  # the copies are there, and the tensors may change again
         self._state = state
-        self.try_again()
+        self._submit()
 
-    def try_again(self) -> None:
-        """Publish the copy (again)."""
-        if self._state is not None:
-            self._job = self._thread.submit(self._publish, self._state)
-
-    def collect(self, wait: bool = False) -> State | None:
-        """The state of the checkpoint that has been published since the last call; None where there is none
-        (yet: with `wait` it is waited for). Raises the OSError of a save that failed, which is tried again
-        after a while."""
-        if self._job is None and self.error and time.monotonic() > self._again_at:
-            self.try_again()
+    def collect(self, wait: bool = False) -> None:
+        """Take note of what the thread has done meanwhile (with `wait`: of what it is doing), and after a
+        while try again what it could not do."""
+        if self._job is None and self._error and time.monotonic() > self._again_at:
+            self._submit()
         if self._job is None or not (wait or self._job.done()):
-            return None
+            return
+        assert self._state is not None
         job, self._job = self._job, None
         try:
             job.result()
         except OSError as error:
-            self.error, self._again_at = error, time.monotonic() + AGAIN_AFTER
-            raise
-        self.error = None
-        return self._state
+            self._error, self._again_at = error, time.monotonic() + AGAIN_AFTER
+            self.journal.save_failed(self._state.step, error)
+        else:
+            self._error = None
+            self.journal.saved(self._state.step)
+
+    def make_sure(self) -> None:
+        """Wait until the checkpoint begun last is on the disk, trying for a while. Raises Failure."""
+        until = time.monotonic() + PATIENCE
+        self.collect(wait=True)
+        while self._error:
+            if time.monotonic() > until:
+                raise Failure(
+                    f"the checkpoint was not saved: {disk_problem(self._error)}.",
+                    "The one before it is whole: run the same command again to go on from there.",
+                )
+            time.sleep(1)
+            self._submit()
+            self.collect(wait=True)
 
     def close(self) -> None:
         """Let a checkpoint in the making be finished, whatever else went wrong."""
         self._thread.shutdown(wait=True)
 
-    def _publish(self, state: State) -> Path:
-        self.before(state)
-        path = checkpoint.publish(
-            self.run, self._copies[checkpoint.WEIGHTS], self._copies[checkpoint.OPTIMIZER], state
-        )
+    def _submit(self) -> None:
+        if self._state is not None:
+            self._job = self._thread.submit(self._publish, self._state)
+
+    def _publish(self, state: State) -> None:
+        self.journal.sync(state)
+        copies = self._copies
+        checkpoint.publish(self.run, copies[checkpoint.WEIGHTS], copies[checkpoint.OPTIMIZER], state)
         checkpoint.prune(self.run, self.keep)
-        return path
 
 
 def step_back() -> None:

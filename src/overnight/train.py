@@ -15,18 +15,18 @@ from overnight.checkpoint import State
 from overnight.data.batches import Batches, key
 from overnight.data.loader import Loader
 from overnight.evaluator import Evaluator
-from overnight.files import clear_disk_errors, disk_problem
+from overnight.files import clear_disk_errors
 from overnight.journal import Journal
 from overnight.lock import Lock
 from overnight.memory import clear_memory_errors
 from overnight.models.gpt2 import GPT
 from overnight.optim import adamw, learning_rate
-from overnight.parallel import plain, replicate, shard, unsynchronised, whole
-from overnight.saving import PATIENCE, Saver
+from overnight.parallel import plain, spread, unsynchronised, whole
+from overnight.saving import Saver
 from overnight.start import Start, begin
 from overnight.stop import Stop
 from overnight.terminal import Silent, Status
-from overnight.world import Reading, World, be_deterministic, clear_rank_errors, use_precision
+from overnight.world import Reading, World, be_deterministic, use_precision
 
 Autocast = Callable[[], AbstractContextManager]
 
@@ -91,11 +91,7 @@ def say_complete(start: Start, world: World) -> int:
 def train(start: Start, world: World, stop: Stop, lock: Lock) -> int:
     """Train from where `start` is to its last step. Returns the exit code (errors.py)."""
     status = Status() if world.is_main else Silent()
-    with (
-        clear_disk_errors(f"training {start.run}"),
-        clear_memory_errors(start.config, world.device),
-        clear_rank_errors(world),
-    ):
+    with clear_disk_errors(f"training {start.run}"), clear_memory_errors(start.config, world.device):
         while True:  # once, but for runs that go back
             if not world.agrees(start.state.step if start.state else 0):
                 raise errors.Failure(f"the ranks see different checkpoints: {start.run} must be one folder.")
@@ -155,7 +151,7 @@ class Session:
         self.autocast = use_precision(config.precision, world.device)
         self.journal = Journal(start, world, status)
         self.model = initial_model(start)
-        self.parallel = self.spread()
+        self.parallel = spread(self.model, config, world, self.autocast, self.journal.say)
         self.optimizer = adamw(self.model, config.optim)
         self.scaler = torch.amp.GradScaler(world.device.type, enabled=config.precision == "fp16")
         if start.state is not None:
@@ -164,18 +160,14 @@ class Session:
             self.scaler.load_state_dict(start.state.scaler)
         self.first = start.state.step if start.state else 0  # updates done before this session
         self.batches = Batches(
-            start.data.split("train"),
-            config.model.block_size,
-            config.sequences,
-            config.seed,
-            config.loader.order,
-            start.skipped,
-        )
+            start.data.split("train"), config.model.block_size, config.sequences, config.seed,
+            config.loader.order, start.skipped,
+        )  # fmt: skip
         self.loader = Loader(self.batches, self.micro_batch, world)
         stack.callback(self.loader.close)
         self.journal.open(self.batches)
         stack.callback(self.journal.close)
-        self.saver = Saver(self.run, config.keep, self.journal.sync)
+        self.saver = Saver(self.run, config.keep, self.journal)
         stack.callback(self.saver.close)
         self.evaluator = Evaluator(
             config, start.data, start.questions, world, self.autocast, self.journal.records, status
@@ -186,34 +178,6 @@ class Session:
         self.asked = ""
         self.save_owed = False
         self.journal.announce()
-
-    def spread(self) -> nn.Module:
-        """The module that training calls: the model on its device, compiled if the config says so and it
-        works here, with the other ranks."""
-        if self.config.parallel == "fsdp":
-            return shard(self.model, self.world, self.config.compile == "on")
-        self.model.to(self.world.device)
-        return replicate(self.compiled(), self.world)
-
-    def compiled(self) -> nn.Module:
-        """The model, compiled if the config says so and it works here. Evaluation and sampling always use the
-        raw one, whose shapes may change."""
-        if self.config.compile == "off":
-            return self.model
-        try:
-            compiled: nn.Module = torch.compile(self.model)  # type: ignore[assignment]
-            shape, device = (self.micro_batch, self.config.model.block_size), self.world.device
-            with self.autocast():
-                loss = compiled(*(torch.zeros(shape, dtype=torch.long, device=device) for _ in range(2)))
-            loss.backward()
-        except torch.OutOfMemoryError:
-            raise
-        except Exception as error:  # whatever a compiler may throw: training works without one
-            reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
-            self.journal.say(f"torch.compile does not work here, training goes on without it ({reason}).")
-            compiled = self.model
-        self.model.zero_grad(set_to_none=True)
-        return compiled
 
     def update(self, step: int, stop: Stop) -> str:
         """Update number `step` (1 is the first). Returns why to stop, agreed on by all ranks, or ''."""
@@ -243,7 +207,7 @@ class Session:
             self.asked = "interrupted" if interrupted else "preempted" if preempted else self.asked
             if (count := self.journal.watch.bad_steps) >= self.config.train.max_bad_steps:
                 raise BadSteps(step, count)
-        self.collect()
+        self.saver.collect()
 
     def validate(self, step: int, limit: int | None) -> float:
         """Validation loss on the first `limit` tokens, or on all."""
@@ -273,32 +237,8 @@ class Session:
     def save(self, step: int, val_loss: float | None) -> None:
         """Begin to publish a checkpoint of this step; it is written while training goes on."""
         self.settle()
-        self.collect(wait=True)
         self.save_owed = False
         self.saver.save(self.model, self.optimizer, self.state(step, val_loss))
-
-    def collect(self, wait: bool = False) -> None:
-        """Take note of a checkpoint that was published meanwhile, or could not be."""
-        try:
-            if state := self.saver.collect(wait):
-                path = checkpoint.folder(self.run, state.step)
-                self.journal.event(state.step, "checkpoint", {"path": path.name})
-        except OSError as error:
-            self.journal.save_failed(error)
-
-    def make_sure(self) -> None:
-        """Wait until the checkpoint begun last is on the disk, trying for a while. Raises Failure."""
-        until = time.monotonic() + PATIENCE
-        self.collect(wait=True)
-        while error := self.saver.error:
-            if time.monotonic() > until:
-                raise errors.Failure(
-                    f"the checkpoint was not saved: {disk_problem(error)}.",
-                    "The one before it is whole: run the same command again to go on from there.",
-                )
-            time.sleep(1)
-            self.saver.try_again()
-            self.collect(wait=True)
 
     def state(self, step: int, val_loss: float | None) -> State | None:
         """What a checkpoint of this step says beside its tensors; None but on the first rank."""
@@ -320,7 +260,7 @@ class Session:
         """Where to go on after so many bad steps: at the newest checkpoint from before them, without their
         windows. Raises Failure where that has not helped."""
         first = row.step - row.count + 1
-        self.collect(wait=True)
+        self.saver.collect(wait=True)
         self.world.barrier()  # nobody writes, all look
         state, damaged = checkpoint.newest_sound(self.run, usable=lambda state: not state.bad_steps)
         back = state.step if state else 0
@@ -339,13 +279,13 @@ class Session:
 
     def leave(self, step: int, reason: str) -> int:
         """Stopped from outside, with everything saved."""
-        self.make_sure()
+        self.saver.make_sure()
         self.journal.left(step, reason)
         return errors.INTERRUPTED if reason == "interrupted" else errors.SAVED
 
     def finish(self) -> int:
         """The last step is done and saved."""
-        self.make_sure()
+        self.saver.make_sure()
         self.journal.done(self.last_val)
         return errors.DONE
 

@@ -105,26 +105,28 @@ def connect(device: str, always: bool = False) -> Iterator[World]:
     backend, device_id = ("nccl", chosen) if chosen.type == "cuda" else ("gloo", None)
     if size == 1:
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, device_id=device_id)
-    else:
-        dist.init_process_group(backend, device_id=device_id)
-    try:
-        here = World(chosen, rank, size)
-        with heartbeat(rank, size) if size > 1 else contextlib.nullcontext():
-            yield here
-            here.barrier()  # nobody hangs up while another is still saving
-    finally:
+        yield World(chosen)
         dist.destroy_process_group()
+        return
+    with clear_rank_errors():
+        dist.init_process_group(backend, device_id=device_id)
+        try:
+            with heartbeat(rank, size):
+                here = World(chosen, rank, size)
+                yield here
+                here.barrier()  # nobody hangs up while another is still saving
+        finally:
+            dist.destroy_process_group()
 
 
 @contextlib.contextmanager
-def clear_rank_errors(world: World) -> Iterator[None]:
+def clear_rank_errors() -> Iterator[None]:
     """Turn a connection that broke because another rank is gone into a line. (Which one it was is told by
     torchrun, who saw it end.)"""
     try:
         yield
     except RuntimeError as error:
-        lost = isinstance(error, dist.DistError) or re.search("gloo|NCCL|closed by peer", str(error))
-        if world.size == 1 or not lost:
+        if not (isinstance(error, dist.DistError) or re.search("(?i)gloo|nccl|closed by peer", str(error))):
             raise
         text = " ".join(str(error).split())[:150]
         raise Failure(f"another rank is gone, so this one ends ({text}).") from error
