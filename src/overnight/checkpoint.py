@@ -255,16 +255,18 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         raise UserError(f"cannot read {path}: {error}.") from None
 
 
-def prune(run: Path, keep: int) -> None:
-    """Remove all but the `keep` newest checkpoints and the one with the lowest validation loss."""
+def prune(run: Path, keep: int) -> int:
+    """Remove all but the `keep` newest checkpoints and the one with the lowest validation loss; how many
+    that were."""
     losses = {step: val_loss(run, step) for step in list_steps(run)}
     best = min(losses, key=lambda step: losses[step], default=None)
-    for step in list(losses)[:-keep]:
-        if step != best or losses[step] == math.inf:
-            # Out of sight first: a half-removed folder must not look like a checkpoint.
-            gone = folder(run, step).with_name(f".step_{step:08d}.removed")
-            os.rename(folder(run, step), gone)
-            shutil.rmtree(gone)
+    old = [step for step in list(losses)[:-keep] if step != best or losses[step] == math.inf]
+    for step in old:
+        # Out of sight first: a half-removed folder must not look like a checkpoint.
+        gone = folder(run, step).with_name(f".step_{step:08d}.removed")
+        os.rename(folder(run, step), gone)
+        shutil.rmtree(gone)
+    return len(old)
 
 
 def val_loss(run: Path, step: int) -> float:

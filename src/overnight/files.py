@@ -86,13 +86,18 @@ def deeper_than(most: int, value: Any) -> bool:
 
 
 def disk_problem(error: OSError) -> str:
-    """What the system says is wrong with the disk, and what would help."""
+    """What is wrong with the disk, as far as the system tells."""
     known = {
-        errno.ENOSPC: "the disk is full. Free some space and run the command again",
-        errno.EDQUOT: "your disk quota is used up. Free some space and run the command again",
-        errno.EROFS: "the file system is read-only. Choose another place",
+        errno.ENOSPC: "the disk is full",
+        errno.EDQUOT: "your disk quota is used up",
+        errno.EROFS: "the file system is read-only",
     }
     return known.get(error.errno or 0, f"{error.strerror}: {error.filename}")
+
+
+def is_full(error: OSError) -> bool:
+    """Whether there is no room on the disk."""
+    return error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
 @contextlib.contextmanager
@@ -101,4 +106,7 @@ def clear_disk_errors(doing: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise Failure(f"{doing}: {disk_problem(error)}.") from error
+        remedy = {errno.EROFS: " Choose another place."}.get(error.errno or 0, "")
+        if is_full(error):
+            remedy = " Free some space and run the command again."
+        raise Failure(f"{doing}: {disk_problem(error)}.{remedy}") from error

@@ -3,6 +3,7 @@
 import contextlib
 import math
 import os
+import shutil
 import time
 from collections import deque
 from typing import Any
@@ -15,7 +16,7 @@ from overnight.data.batches import Batches
 from overnight.files import disk_problem
 from overnight.records import Records
 from overnight.start import Start
-from overnight.terminal import Status, duration
+from overnight.terminal import Status, duration, size
 from overnight.watch import WINDOW, Watch
 from overnight.world import World, peak_flops
 
@@ -82,6 +83,8 @@ class Journal:
         self.event(self.first, "resume" if start.resuming else "start", detail)
         if start.auto.get("hellaswag_every") == 0:
             self.say("HellaSwag is left out: its file could not be had (--hellaswag-file PATH).")
+        if world.is_main:
+            self.check_room()
         ranks = f" on {world.size} ranks ({config.parallel})" if world.size > 1 else ""
         self.say(
             f"{'Resuming' if self.first else 'Training'} {self.run}"
@@ -90,6 +93,16 @@ class Journal:
             f"{world.device}{ranks}, {config.steps:,} steps of {config.batch_tokens:,} tokens "
             f"({config.micro_batch} x {config.model.block_size} at a time)."
         )
+
+    def check_room(self) -> None:
+        """Say so while somebody is awake if the disk will not hold the run's checkpoints."""
+        there = [checkpoint.folder(self.run, step) for step in checkpoint.list_steps(self.run)]
+        have = sum(file.stat().st_size for folder in there for file in folder.iterdir())
+        free, need = shutil.disk_usage(self.run).free, plan.run_bytes(self.config) - have
+        if free < need:
+            self.say(
+                f"The disk has {size(free)} free; the checkpoints of this run want {size(need)} (--keep)."
+            )
 
     def update(self, step: int, loss: float, grad_norm: float, lr: float, seconds: float) -> None:
         """Update number `step` took so many seconds."""
@@ -139,7 +152,10 @@ class Journal:
         names = checkpoint.list_steps(self.run)
         newest = f"the newest is that of step {names[-1]:,}" if names else "there is none yet"
         self.event(step, "save_failed", {"error": str(error)})
-        self.say(f"CHECKPOINT NOT SAVED: {disk_problem(error)}. Trying again, training goes on; {newest}.")
+        self.say(
+            f"CHECKPOINT OF STEP {step:,} NOT SAVED: {disk_problem(error)}. Training goes on and it is tried "
+            f"again; {newest}."
+        )
 
     def gone_back(self, step: int, first: int, back: int, skipped: list[list[int]]) -> None:
         """Steps `first` to `step` did not happen: the run goes on behind step `back`, without their data."""

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from overnight import checkpoint
 from overnight.checkpoint import State
 from overnight.errors import Failure
-from overnight.files import disk_problem
+from overnight.files import disk_problem, is_full
 from overnight.journal import Journal
 from overnight.parallel import whole
 
@@ -59,30 +59,24 @@ class Saver:
             self._submit()
         if self._job is None or not (wait or self._job.done()):
             return
-        assert self._state is not None
-        job, self._job = self._job, None
-        try:
-            job.result()
-        except OSError as error:
-            self._error, self._again_at = error, time.monotonic() + AGAIN_AFTER
-            self.journal.save_failed(self._state.step, error)
-        else:
-            self._error = None
-            self.journal.saved(self._state.step)
+        self._finish()
+        if self._error and self._state:
+            self._again_at = time.monotonic() + AGAIN_AFTER
+            self.journal.save_failed(self._state.step, self._error)
 
     def make_sure(self) -> None:
         """Wait until the checkpoint begun last is on the disk, trying for a while. Raises Failure."""
-        until = time.monotonic() + PATIENCE
         self.collect(wait=True)
+        until = time.monotonic() + PATIENCE
         while self._error:
             if time.monotonic() > until:
                 raise Failure(
                     f"the checkpoint was not saved: {disk_problem(self._error)}.",
-                    "The one before it is whole: run the same command again to go on from there.",
+                    "Free some space and run the same command again: it goes on from the checkpoint before.",
                 )
             time.sleep(1)
             self._submit()
-            self.collect(wait=True)
+            self._finish()
 
     def close(self) -> None:
         """Let a checkpoint in the making be finished, whatever else went wrong."""
@@ -92,10 +86,28 @@ class Saver:
         if self._state is not None:
             self._job = self._thread.submit(self._publish, self._state)
 
+    def _finish(self) -> None:
+        """Wait for the thread."""
+        assert self._job is not None
+        assert self._state is not None
+        job, self._job, self._error = self._job, None, None
+        try:
+            job.result()
+        except OSError as error:
+            self._error = error
+        else:
+            self.journal.saved(self._state.step)
+
     def _publish(self, state: State) -> None:
         self.journal.sync(state)
-        copies = self._copies
-        checkpoint.publish(self.run, copies[checkpoint.WEIGHTS], copies[checkpoint.OPTIMIZER], state)
+        tensors = self._copies[checkpoint.WEIGHTS], self._copies[checkpoint.OPTIMIZER]
+        try:
+            checkpoint.publish(self.run, *tensors, state)
+        except OSError as error:
+            # A night is worth more than the checkpoints before the newest: but for the best they make room.
+            if not (is_full(error) and checkpoint.prune(self.run, keep=1)):
+                raise
+            checkpoint.publish(self.run, *tensors, state)
         checkpoint.prune(self.run, self.keep)
 
 
