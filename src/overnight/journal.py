@@ -100,9 +100,7 @@ class Journal:
         have = sum(file.stat().st_size for folder in there for file in folder.iterdir())
         free, need = shutil.disk_usage(self.run).free, plan.run_bytes(self.config) - have
         if free < need:
-            self.say(
-                f"The disk has {size(free)} free; the checkpoints of this run want {size(need)} (--keep)."
-            )
+            self.say(f"The disk has {size(free)} free; this run's checkpoints want {size(need)} (--keep).")
 
     def update(self, step: int, loss: float, grad_norm: float, lr: float, seconds: float) -> None:
         """Update number `step` took so many seconds."""
