@@ -29,7 +29,7 @@ quickstart: $(READY)  ## prepare, train, evaluate and sample a small GPT (CPU, a
 	$(BIN)/overnight sample runs/quickstart --prompt "def main(" --samples 2 --length 120
 
 test: lint  ## lint, types and all tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal
 
 lint: $(READY)  ## ruff and mypy
 	$(BIN)/ruff check .
@@ -40,7 +40,7 @@ format: $(READY)  ## rewrite the code in the project's format
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(READY)  ## measure the README's CPU figures again (about 15 minutes, an otherwise idle machine)
+bench: $(READY)  ## measure the README's CPU figures again (about 20 minutes, an otherwise idle machine)
 	$(BIN)/python benchmarks/run.py
 
 clean:  ## remove the virtual environment and caches (data/ and runs/ stay)

@@ -11,7 +11,8 @@ HERE = Path(__file__).parent
 
 
 def main(*files: str) -> None:
-    runs: list[list[str]] = [["step"], ["sampling"], ["weights"], ["tokenizer"], ["prepare"], ["quickstart"]]
+    names = ("step", "sampling", "weights", "tokenizer", "prepare", "saving", "quickstart")
+    runs = [[name] for name in names]
     runs += [list(pair) for pair in zip(("shakespeare", "hellaswag"), files, strict=False)]
     for name, *arguments in runs:
         print(f"== {name}", flush=True)

@@ -125,7 +125,7 @@ def make_state(folder: Path) -> Path:
 def read_state(path: Path) -> None:
     """What a run that goes on does with the newest checkpoint."""
     run = path.parent.parent.parent
-    checkpoint.val_loss(run, 1)
+    checkpoint.look(run, 1)
     state = checkpoint.check(path.parent)
     for name in ("step", "tokens", "seed", "records_bytes", "bad_steps"):
         value = getattr(state, name)

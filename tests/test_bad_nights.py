@@ -16,11 +16,12 @@ from safetensors.torch import load_file
 from tests.violence import assert_same_end, command, events, measured
 from torch import Tensor
 
-from overnight import checkpoint, cli, resolve, train
+from overnight import checkpoint, cli, records, resolve, start, train
 from overnight.checkpoint import WEIGHTS, folder, list_steps
 from overnight.data.batches import Batches
 from overnight.data.manifest import Data
 from overnight.models.gpt2 import GPT
+from overnight.start import Start
 from overnight.stop import Stop
 from overnight.watch import HALVINGS, LEAST, Watch
 from overnight.world import World
@@ -135,6 +136,45 @@ def test_a_run_that_went_back_resumes_exactly(
     assert cli.run(options(data_folder, cut)) == 0
     assert len(events(cut, "resume")) > len(events(whole, "resume"))
     assert_same_end(cut, whole)
+
+
+def test_the_last_good_checkpoint_outlives_stops_among_bad_steps(
+    poison, data_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With --keep 1, stopped in steps 7 and 8 of a bad row: newer, but not to go back to."""
+    row, run = (6, 7, 8, 9, 10), tmp_path / "run"
+    more = ["--keep", 1, "--train.max-bad-steps", 5]
+    poison(*row)
+    for _ in range(2):
+        monkeypatch.setattr(Stop, "asked", lambda self: "preempted" if events(run, "nonfinite") else "")
+        assert cli.run(options(data_folder, run, *more)) == 75
+    monkeypatch.undo()
+    poison(*row)
+    assert list_steps(run) == [4, 8]
+    assert cli.run(options(data_folder, run, *more)) == 0
+    assert events(run, "gone_back")[0]["detail"]["to"] == 4
+
+
+def test_going_back_needs_no_room_on_the_disk(
+    poison, data_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is cut off the records makes room for the events in it."""
+    poison(*BAD)
+    whole, run, intact = tmp_path / "whole", tmp_path / "run", train.Session.back_before
+    assert cli.run(options(data_folder, whole)) == 0
+
+    def full(path: Path, content: bytes) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+
+    def back_before(self: train.Session, row: train.BadSteps) -> Start:
+        for module in (records, start):
+            monkeypatch.setattr(module, "write_synced", full)
+        return intact(self, row)
+
+    monkeypatch.setattr(train.Session, "back_before", back_before)
+    assert cli.run(options(data_folder, run)) == 0
+    assert_same_end(run, whole)
+    assert [e["step"] for e in events(run, "nonfinite")] == [e["step"] for e in events(whole, "nonfinite")]
 
 
 def test_with_no_checkpoint_yet_it_begins_again(poison, data_folder: Path, tmp_path: Path) -> None:

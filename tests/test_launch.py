@@ -202,8 +202,8 @@ def test_a_rank_that_falls_silent_is_given_up(start, tmp_path: Path) -> None:
         assert process.wait(60) == 1
     finally:
         wait_until_gone(ranks)
-    silent = f"rank 1 on {os.uname().nodename} has not been heard of for 4 s, so this one ends."
-    assert f"overnight (rank 0): {silent}" in process.stderr.read()
+    silent = f"rank 1 on {os.uname().nodename} has not been heard of for 4 s, so rank 0 ends."
+    assert f"overnight: {silent}" in process.stderr.read()
 
 
 def test_max_restarts_resume_by_themselves(start, whole: Path, tmp_path: Path) -> None:
@@ -215,6 +215,17 @@ def test_max_restarts_resume_by_themselves(start, whole: Path, tmp_path: Path) -
     found = [(event["step"], event["detail"]["restarts"]) for event in events(run, "resume")]
     assert found == [(200, 1), (400, 2)]
     assert_same_end(run, whole)
+
+
+def test_what_is_wrong_each_time_is_not_begun_again(start, tmp_path: Path) -> None:
+    """A rank that gives up has had its second try; --max-restarts is for ranks that die."""
+    run = tmp_path / "run"
+    nan = sabotaged(NAN_IN=" ".join(map(str, range(3, 60))))
+    bad = ["--steps", 40, "--eval-every", 0, "--train.max-bad-steps", 3]
+    process = start(run, *bad, "--processes", 1, "--max-restarts", 2, env=nan)
+    assert process.wait(60) == 1
+    assert len(events(run, "gave_up")) == 1
+    assert process.stderr.read().count("giving up.") == 1
 
 
 def test_a_second_process_is_refused_by_name_and_the_lock_dies_with_its_owner(start, tmp_path: Path) -> None:

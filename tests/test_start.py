@@ -341,3 +341,23 @@ def test_damaged_records_of_long_ago_do_not_keep_a_run_from_going_on(
     assert train(stopped).code == 0
     for name in (checkpoint.WEIGHTS, checkpoint.OPTIMIZER):
         assert (newest(stopped) / name).read_bytes() == (newest(trained) / name).read_bytes()
+
+
+def test_a_longer_run_killed_behind_its_end_gets_its_own_last_event(run: Path, train: Train) -> None:
+    """The one of the shorter run does not count; a torn line does not spoil it."""
+    assert train(run, "--steps", 5).code == 0
+    content = (run / "records.jsonl").read_bytes()
+    last = content.rstrip(b"\n").rfind(b"\n") + 1
+    assert b'"done"' in content[last:]
+    (run / "records.jsonl").write_bytes(content[: last + 30])
+    assert train(run, "--steps", 5).code == 0
+    assert [event["step"] for event in events(run, "done")] == [4, 5]
+
+
+def test_where_no_checkpoint_is_sound_the_old_records_are_kept_aside(run: Path, train: Train) -> None:
+    before = (run / "records.jsonl").read_bytes()
+    for step in checkpoint.list_steps(run):
+        (checkpoint.folder(run, step) / checkpoint.WEIGHTS).write_bytes(b"flipped")
+    assert train(run).code == 0
+    assert (run / "damaged_records_1.jsonl").read_bytes() == before
+    assert [event["step"] for event in events(run, "resume")] == [0]

@@ -8,9 +8,10 @@ import signal
 import sys
 
 from torch.distributed import run
+from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
-from overnight.errors import FAILURE, WRONG_INPUT
+from overnight.errors import DONE, FAILURE, SAVED, WRONG_INPUT
 
 
 def main(arguments: list[str]) -> int:
@@ -20,10 +21,13 @@ def main(arguments: list[str]) -> int:
     try:
         run.run(run.parse_args(arguments))
     except ChildFailedError as error:
-        rank, failure = error.get_first_failure()
+        # Of several that were found at once, one that was killed is the cause, not the others' complaints.
+        rank, failure = min(error.failures.items(), key=lambda one: (one[1].exitcode >= 0, one[1].timestamp))
         print(f"overnight: {told(rank, failure)}", file=sys.stderr, flush=True)
         return failure.exitcode if failure.exitcode == WRONG_INPUT else FAILURE
-    return 0
+    except SignalException:  # passed on to the ranks, which have saved or were given half a minute to
+        return SAVED
+    return DONE
 
 
 def told(rank: int, failure: ProcessFailure) -> str:

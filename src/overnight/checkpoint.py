@@ -23,7 +23,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from overnight.errors import UserError
+from overnight.errors import Failure, UserError
 from overnight.files import sha256_file, sync, to_json
 from overnight.parallel import as_placed
 
@@ -92,9 +92,11 @@ def publish(
     """Save tensors (of `tensors_of`, on the CPU) and state as the checkpoint of `state.step`; its checksums
     are filled in. Raises OSError where the disk does not take it; nothing of it is left then."""
     target = folder(run, state.step)
-    target.parent.mkdir(exist_ok=True)
+    if not target.parent.exists():
+        target.parent.mkdir()
+        sync(run)
     for leftover in target.parent.glob(".step_*"):
-        shutil.rmtree(leftover)
+        shutil.rmtree(leftover, ignore_errors=True)
     aside = target.with_name(f".{target.name}")
     aside.mkdir()
     try:
@@ -164,7 +166,8 @@ def list_steps(run: Path) -> list[int]:
 
 
 def check(path: Path, names: tuple[str, ...] = (WEIGHTS, OPTIMIZER)) -> State:
-    """The state of a checkpoint whose files `names` are, to the last bit, as written; Damaged otherwise."""
+    """The state of a checkpoint whose files `names` are, to the last bit, as written; Damaged otherwise.
+    Raises Failure where the disk cannot be read."""
     try:
         described = json.loads((path / STATE).read_bytes())
         if described.pop("checksum") != checksum(described):
@@ -177,7 +180,11 @@ def check(path: Path, names: tuple[str, ...] = (WEIGHTS, OPTIMIZER)) -> State:
                 raise Damaged(f"{name} is not the file that was saved")
         if f"step_{state.step:08d}" != path.name:
             raise Damaged(f"{STATE} is of step {state.step}")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
+        raise Damaged(f"{error.strerror}: {error.filename}") from None
+    except OSError as error:  # a disk that cannot be read now is not a checkpoint that is wrong
+        raise Failure(f"cannot read the checkpoint {path}: {error.strerror}.") from None
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise Damaged(f"{type(error).__name__}: {error}"[:200]) from None
     return state
 
@@ -256,11 +263,13 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def prune(run: Path, keep: int) -> int:
-    """Remove all but the `keep` newest checkpoints and the one with the lowest validation loss; how many
-    that were."""
-    losses = {step: val_loss(run, step) for step in list_steps(run)}
-    best = min(losses, key=lambda step: losses[step], default=None)
-    old = [step for step in list(losses)[:-keep] if step != best or losses[step] == math.inf]
+    """Remove all but the `keep` newest checkpoints, the one with the lowest validation loss, and the newest
+    that is not from among bad steps; how many that were."""
+    told = {step: look(run, step) for step in list_steps(run)}
+    best = min(told, key=lambda step: told[step][0], default=None)
+    good = max((step for step, (_, bad_steps) in told.items() if not bad_steps), default=None)
+    stay = {good, best if best is not None and told[best][0] < math.inf else None}
+    old = [step for step in list(told)[:-keep] if step not in stay]
     for step in old:
         # Out of sight first: a half-removed folder must not look like a checkpoint.
         gone = folder(run, step).with_name(f".step_{step:08d}.removed")
@@ -269,10 +278,12 @@ def prune(run: Path, keep: int) -> int:
     return len(old)
 
 
-def val_loss(run: Path, step: int) -> float:
-    """The validation loss that a checkpoint's state.json holds; infinity where it has none."""
+def look(run: Path, step: int) -> tuple[float, int]:
+    """The validation loss in a checkpoint's state.json, infinity where it has none, and its bad steps, at a
+    glance: nothing is verified."""
     try:
-        loss = json.loads((folder(run, step) / STATE).read_bytes())["val_loss"]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        return math.inf
-    return loss if isinstance(loss, float) else math.inf
+        described = json.loads((folder(run, step) / STATE).read_bytes())
+        loss, bad_steps = described["val_loss"], described.get("bad_steps", 0)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return math.inf, 1
+    return loss if isinstance(loss, float) else math.inf, bad_steps if type(bad_steps) is int else 1

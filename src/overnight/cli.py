@@ -27,8 +27,9 @@ def main() -> None:
         if isinstance(stream, TextIOWrapper):  # text that the terminal's encoding lacks is shown, not fatal
             stream.reconfigure(errors="backslashreplace")
     code = run(sys.argv[1:])
-    for number in (signal.SIGINT, signal.SIGTERM):  # what comes while Python takes itself down is too late
-        signal.signal(number, signal.SIG_IGN)
+    for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGHUP"):  # too late: Python is taking itself down
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
     sys.exit(code)
 
 

@@ -102,7 +102,7 @@ class TrainConfig:
 
     max_bad_steps: int = 10
     """Updates in a row without a finite loss and gradient after which a run goes back to its last good
-    checkpoint and leaves out their windows, once; then it gives up."""
+    checkpoint and leaves out their windows; where that does not help, it gives up."""
 
     def problems(self) -> Iterator[str]:
         yield from at_least(self, "train.", 1, "max_bad_steps")

@@ -27,6 +27,10 @@ class Failure(UserError):
     code = FAILURE
 
 
+class LostRank(Failure):
+    """Another rank is gone, or cannot be reached."""
+
+
 class Preempted(KeyboardInterrupt):
     """Asked to stop before the first step: exit code 75, because the same command begins anew."""
 

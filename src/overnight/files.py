@@ -50,9 +50,13 @@ def sync(path: Path) -> None:
 def write_synced(path: Path, content: str | bytes) -> None:
     """Write `path` so that after this returns it has the whole content, and before that the old one."""
     aside = path.with_name(f".{path.name}.partial")
-    aside.write_bytes(content.encode("utf-8") if isinstance(content, str) else content)
-    sync(aside)
-    os.replace(aside, path)
+    try:
+        aside.write_bytes(content.encode("utf-8") if isinstance(content, str) else content)
+        sync(aside)
+        os.replace(aside, path)
+    except BaseException:
+        aside.unlink(missing_ok=True)
+        raise
     sync(path.parent)
 
 

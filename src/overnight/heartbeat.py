@@ -7,7 +7,6 @@ in a collective, for as long as the backend is patient (gloo: 30 minutes).
 import contextlib
 import os
 import socket
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -16,6 +15,7 @@ from datetime import timedelta
 import torch.distributed as dist
 
 from overnight.errors import FAILURE
+from overnight.stop import leave
 
 EVERY = 2.0  # seconds between two beats
 SILENCE = 40.0  # seconds without one after which a rank is lost
@@ -26,12 +26,12 @@ def heartbeat(rank: int, size: int) -> Iterator[None]:
     """Beat, and listen to the others, in threads of their own as long as the `with` lasts. Where one of them
     has fallen silent this process says which and ends, as torchrun expects of a rank that cannot go on."""
     over = threading.Event()
-    heard = [time.monotonic()] * size
-    hosts = ["?"] * size
     # A connection of its own: a store serves one thread at a time.
     place = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     store = dist.TCPStore(*place, is_master=False, timeout=timedelta(seconds=SILENCE))
     store.set(f"host/{rank}", socket.gethostname())
+    hosts = [store.get(f"host/{other}").decode() for other in range(size)]
+    heard = [time.monotonic()] * size
 
     def beat() -> None:
         counts = [0] * size
@@ -39,8 +39,6 @@ def heartbeat(rank: int, size: int) -> Iterator[None]:
             for other in range(size):
                 try:  # adding 0 reads a count, and unlike `get` does not wait for one
                     count = store.add(f"beat/{other}", 1 if other == rank else 0)
-                    if count and hosts[other] == "?":
-                        hosts[other] = store.get(f"host/{other}").decode()
                 except Exception:  # the store is gone with its host: silence, too
                     break
                 if count != counts[other]:
@@ -51,8 +49,7 @@ def heartbeat(rank: int, size: int) -> Iterator[None]:
             for other, last in enumerate(heard):
                 if other != rank and time.monotonic() - last > SILENCE and not over.is_set():
                     what = f"rank {other} on {hosts[other]} has not been heard of for {SILENCE:.0f} s"
-                    print(f"overnight (rank {rank}): {what}, so this one ends.", file=sys.stderr, flush=True)
-                    os._exit(FAILURE)
+                    leave(FAILURE, f"{what}, so rank {rank} ends.")
 
     for work in (beat, listen):
         threading.Thread(target=work, name=f"heartbeat {work.__name__}", daemon=True).start()

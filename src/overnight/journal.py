@@ -6,6 +6,7 @@ import os
 import shutil
 import time
 from collections import deque
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -35,9 +36,10 @@ class Journal:
     def open(self, batches: Batches) -> None:
         """Begin to write behind the records that there are."""
         self.batches = batches
+        losses: Iterator[float | None] = iter(())
         if self.world.is_main:
             self.records = Records(self.run, self.disk_refuses)
-        losses = (record["loss"] for record in records.sound(self.run) if record["kind"] == "train")
+            losses = (record["loss"] for record in records.sound(self.run) if record["kind"] == "train")
         self.watch = Watch(
             self.start.state.bad_steps if self.start.state else 0,
             deque((loss for loss in losses if loss is not None), WINDOW),
@@ -180,10 +182,12 @@ class Journal:
 def complete(start: Start) -> None:
     """Record that a complete run is done, where that was not done."""
     assert start.state is not None
-    found = list(records.sound(start.run))
-    if any(record["kind"] == "event" and record["name"] == "done" for record in found[-100:]):
+    step = start.state.step
+    found = [record for record in records.sound(start.run) if record["step"] == step]
+    if any(record["kind"] == "event" and record["name"] == "done" for record in found):
         return
-    vals = [r for r in found if r["kind"] == "val" and r["step"] == start.state.step]
-    last_val = {name: vals[-1][name] for name in ("loss", "bits_per_byte")} if vals else {}
+    records.rewind(start.run, start.state.records_bytes)  # a torn line would spoil the next
+    vals = [record for record in found if record["kind"] == "val"]
+    last_val = {name: vals[-1].get(name) for name in ("loss", "bits_per_byte")} if vals else {}
     with contextlib.closing(Records(start.run, lambda error: None)) as file:
-        file.event(start.state.step, start.state.tokens, "done", last_val)
+        file.event(step, start.state.tokens, "done", last_val)

@@ -1,5 +1,6 @@
 """`train --processes N`: check first, then torchrun starts the ranks on this machine."""
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -11,9 +12,9 @@ from overnight import records
 from overnight.errors import DONE, FAILURE, INTERRUPTED, SAVED
 from overnight.lock import Lock, try_lock
 from overnight.machine import cpu_count
-from overnight.stop import LAUNCHER, NOW, STOP_FOLDER, WORD, signals
+from overnight.stop import LAUNCHER, NOW, STOP_FOLDER, WORD, WORDS, signals
 
-PATIENCE = 60.0  # seconds for ranks without a torchrun to save and leave
+ORPHANS = 60.0  # seconds for ranks without a torchrun to save and leave
 
 
 def leave_quietly(code: int) -> int:
@@ -33,6 +34,8 @@ def torchrun(run: Path, processes: int, max_restarts: int, arguments: list[str])
     with tempfile.TemporaryDirectory() as name, open(Path(name) / LAUNCHER, "wb") as alive:
         try_lock(alive)  # the system gives it up when this process dies, and the ranks see that
         folder = Path(name)
+        for word in WORDS:  # now, while there is room for sure
+            (folder / f"{word}.new").write_text(word)
         threads = os.environ.get("OMP_NUM_THREADS", str(max(1, cpu_count() // processes)))
         environment = os.environ | {STOP_FOLDER: name, "OMP_NUM_THREADS": threads}
         # Ranks that begin again must not meet the addresses of the dead ones (pytorch#135712).
@@ -63,20 +66,19 @@ def torchrun(run: Path, processes: int, max_restarts: int, arguments: list[str])
         return INTERRUPTED
     last = [""] + [record["name"] for record in records.sound(run) if record["kind"] == "event"]
     saved = {"interrupted": INTERRUPTED, "preempted": SAVED}.get(last[-1])
-    if saved and (code <= 0 or words):  # saved is saved, whatever happened to a rank on its way out
-        return saved
+    if saved and (code in (DONE, SAVED) or code < 0 or words):
+        return saved  # whatever happened to a rank on its way out
     return DONE if code == 0 else code if code > 0 else FAILURE
 
 
 def wait_for_ranks(run: Path) -> None:
     """Killed, torchrun leaves its ranks behind; they see it, save and leave."""
     lock = Lock(run)
-    if run.is_dir() and lock.wait(PATIENCE):
+    if run.is_dir() and lock.wait(ORPHANS):
         lock.release()
 
 
 def tell(folder: Path, word: str) -> None:
-    """Leave the ranks a word; they read the old one or the new one."""
-    aside = folder / f"{word}.new"
-    aside.write_text(word)
-    os.replace(aside, folder / WORD)
+    """Leave the ranks a word, once."""
+    with contextlib.suppress(FileNotFoundError):
+        os.replace(folder / f"{word}.new", folder / WORD)

@@ -9,13 +9,14 @@ import errno
 import json
 import math
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from overnight.errors import UserError
-from overnight.files import sync
+from overnight.files import is_full, sync, write_synced
 
 FILE = "records.jsonl"
 LOSS = {"loss": float | None}
@@ -29,7 +30,10 @@ class Records:
 
     def __init__(self, run: Path, warn: Callable[[OSError], None]):
         self.path = run / FILE
+        new = not self.path.exists()
         self._file = open(self.path, "ab", buffering=0)  # noqa: SIM115 (open as long as the run)
+        if new:
+            sync(run)
         self._waiting = b""
         self._warn, self._warned = warn, False
 
@@ -92,9 +96,10 @@ class Records:
     def sync(self, size: int) -> None:
         """Make sure that the first `size` bytes are on the disk; may be called by another thread. Raises
         OSError while some of them wait."""
-        os.fsync(self._file.fileno())
+        # In this order: what is written after the look is nobody's business.
         if os.fstat(self._file.fileno()).st_size < size:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.path))
+        os.fsync(self._file.fileno())
 
     def close(self) -> None:
         with contextlib.suppress(OSError):  # `warn` was told
@@ -150,9 +155,18 @@ def is_record(value: Any) -> bool:
     return all(name in value and isinstance(value[name], kind) for name, kind in wanted.items())
 
 
+def copy_aside(run: Path) -> None:
+    """Keep what there is as damaged_records_1.jsonl and so on, for a person to look at."""
+    number = 1
+    while (target := run / f"damaged_records_{number}.jsonl").exists():
+        number += 1
+    if (run / FILE).is_file():
+        shutil.copyfile(run / FILE, target)
+
+
 def rewind(run: Path, size: int) -> None:
     """Cut the records back to their first `size` bytes, what a checkpoint vouches for; of what came later
-    only events are kept. Atomic: a kill leaves the old file or the new one."""
+    only events are kept. Atomic: a kill leaves the old file or the new one (but on a full disk)."""
     path = run / FILE
     if not path.is_file():
         return
@@ -167,8 +181,14 @@ def rewind(run: Path, size: int) -> None:
                     kept.append(line)
             except (ValueError, AttributeError, RecursionError):
                 continue  # torn by a power cut: the checkpoint vouches for nothing here
-    aside = path.with_name(f".{path.name}.partial")
-    aside.write_bytes(content[:size] + b"".join(kept))
-    sync(aside)
-    os.replace(aside, path)
-    sync(run)
+    try:
+        write_synced(path, content[:size] + b"".join(kept))
+    except OSError as error:
+        if not is_full(error):
+            raise
+        with open(path, "r+b") as file:  # what is cut off makes room for what is kept of it
+            file.truncate(size)
+            file.seek(size)
+            file.write(b"".join(kept))
+            file.flush()
+            os.fsync(file.fileno())

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import sys
 import threading
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -47,7 +48,7 @@ class Saver:
                 if name not in self._copies[file]:
                     self._copies[file][name] = torch.empty(full.shape, pin_memory=full.is_cuda)
                 self._copies[file][name].copy_(full, non_blocking=full.is_cuda)
-        if torch.cuda.is_available():
+        if full.is_cuda:
             torch.cuda.synchronize()  # the copies are there, and the tensors may change again
         self._state = state
         self._submit()
@@ -108,10 +109,12 @@ class Saver:
             if not (is_full(error) and checkpoint.prune(self.run, keep=1)):
                 raise
             checkpoint.publish(self.run, *tensors, state)
-        checkpoint.prune(self.run, self.keep)
+        with contextlib.suppress(OSError):  # what could not be removed is removed the next time
+            checkpoint.prune(self.run, self.keep)
 
 
 def step_back() -> None:
-    """Let this thread run where training leaves the processors idle, as far as the system can say so."""
-    with contextlib.suppress(AttributeError, OSError):
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 10)
+    """Let this thread run where training leaves processors idle. Linux alone has priorities of threads."""
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError):
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 10)

@@ -253,15 +253,23 @@ def begin(start: Start, lock: Lock) -> None:
     start.run.mkdir(parents=True, exist_ok=True)
     if lock.take() and (start.run / resolve.CONFIG).exists():
         raise UserError(f"{start.run} was begun by another process meanwhile: run the command again.")
+    if not start.gone_back:  # then all of it is there
+        describe(start)
+    if start.resuming:
+        if start.damaged and start.state is None:  # begun anew: what is cut off here is all that is known
+            records.copy_aside(start.run)
+        checkpoint.move_damaged_aside(start.run, start.state)
+        records.rewind(start.run, start.state.records_bytes if start.state else 0)
+
+
+def describe(start: Start) -> None:
+    """Write what the run is, and where it runs now."""
     described = {"preset": start.preset} | asdict(start.config) | {"auto": start.auto}
     described |= {"data_fingerprint": start.data.fingerprint}
     write_synced(start.run / resolve.CONFIG, to_json(described))
     tokenizer = json.dumps(start.data.tokenizer.to_json(), ensure_ascii=False)
     write_synced(start.run / resolve.TOKENIZER, tokenizer + "\n")
     write_synced(start.run / resolve.ENVIRONMENT, to_json(environment()))
-    if start.resuming:
-        checkpoint.move_damaged_aside(start.run, start.state)
-        records.rewind(start.run, start.state.records_bytes if start.state else 0)
 
 
 def environment() -> dict[str, Any]:

@@ -4,20 +4,24 @@ SIGINT asks to save and leave (interrupted), twice to leave at once; SIGTERM, SI
 SIGHUP ask to save and leave because the machine is wanted (preempted).
 """
 
+import contextlib
 import os
 import signal
-import sys
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
+from typing import NoReturn
 
-from overnight.errors import INTERRUPTED, Preempted
+from overnight.errors import FAILURE, INTERRUPTED, LostRank, Preempted, UserError
 from overnight.lock import try_lock
 
 STOP_FOLDER = "OVERNIGHT_STOP_FOLDER"  # where `train --processes` and its ranks meet
-WORD, LAUNCHER = "word", "launcher"  # files in there: what to do; locked as long as the launcher lives
+# Files in there: what to do; locked as long as the launcher lives; why ranks that begin again need not.
+WORD, LAUNCHER, FINAL = "word", "launcher", "final"
 NOW = "now"  # the word to leave without saving
+WORDS = ("interrupted", "preempted", NOW)
 UNDER_TORCHRUN = "TORCHELASTIC_RUN_ID"  # torchrun sets it for every rank
 WATCH_EVERY = 0.2  # seconds
 
@@ -38,15 +42,16 @@ def is_rank() -> bool:
 class Stop:
     """Catches the signals while the `with` lasts, from the first moment of `train` on.
 
-    Before the first step nothing is lost by leaving at once, and a process that is alone does: SIGINT raises
-    KeyboardInterrupt, the others Preempted. A rank never leaves alone, since the others would wait for it.
-    After `begin` the word is remembered, for the loop to ask for.
+    They are remembered, for the loop to ask for. Between `ready` and `begin`, before the first step, nothing
+    is lost by leaving at once, and a process that is alone does: SIGINT raises KeyboardInterrupt, the others
+    Preempted. (Not before that: exceptions do not get through imports.) A rank never leaves alone, since the
+    others would wait for it.
     """
 
     def __init__(self) -> None:
         self.reason = ""
         self.deadline = float("inf")
-        self._at_once = not is_rank()
+        self._at_once = False
         self._began = time.monotonic()
         self._over = threading.Event()
 
@@ -60,6 +65,12 @@ class Stop:
         self._over.set()
         for number, handler in self._before.items():
             signal.signal(number, handler)
+
+    def ready(self) -> None:
+        """Everything is imported. Raises what was asked for meanwhile."""
+        self._at_once = not is_rank()
+        if self._at_once and self.reason:
+            raise KeyboardInterrupt if self.reason == "interrupted" else Preempted
 
     def begin(self, max_minutes: float) -> None:
         """Steps are about to be made. max_minutes: since the process began; 0: no limit."""
@@ -78,7 +89,7 @@ class Stop:
             if self._at_once:
                 raise KeyboardInterrupt
             if self.reason == "interrupted":
-                self._leave("interrupted twice: the next start goes on from the last checkpoint")
+                leave(INTERRUPTED, "interrupted twice: the next start goes on from the last checkpoint.")
             self.reason = "interrupted"
         elif self._at_once:
             raise Preempted
@@ -87,38 +98,57 @@ class Stop:
 
     def _watch(self) -> None:
         """A rank's eye on those who started it. With torchrun gone it saves and leaves; with our launcher
-        killed, or told so by it, it leaves at once."""
+        killed it leaves at once, as if killed with it, so that the next start finds the way free."""
         parent, named = os.getppid(), os.environ.get(STOP_FOLDER)
         while not self._over.wait(WATCH_EVERY):
             if named:
-                folder = Path(named)
-                if is_free(folder / LAUNCHER):
-                    self._leave("the launcher is gone: so is this rank")
-                word = read(folder / WORD)
+                if is_free(Path(named) / LAUNCHER):
+                    leave(FAILURE, "the launcher is gone, so this rank ends.")
+                word = read(Path(named) / WORD)
                 if word == NOW:
-                    self._leave("")
+                    leave(INTERRUPTED, "")
                 self.reason = self.reason or word
             if os.getppid() != parent:
                 self.reason = self.reason or "preempted"
 
-    def _leave(self, why: str) -> None:
-        """End this process between two instructions, as a kill would: what is on the disk is always whole."""
-        if why:
-            print(f"overnight: {why}", file=sys.stderr, flush=True)
-        os._exit(INTERRUPTED)
+
+def leave(code: int, why: str) -> NoReturn:
+    """End this process between two instructions, as a kill would: what is on the disk is always whole."""
+    try:  # not `print`: a signal may have come inside one, and nobody may be there to read
+        os.write(2, f"overnight: {why}\n".encode() if why else b"")
+    finally:
+        os._exit(code)
 
 
-def read(word: Path) -> str:
+def read(path: Path) -> str:
+    """What a file in the launcher's folder says; nothing where it is not there."""
     try:
-        return word.read_text()
+        return path.read_text()
     except OSError:
         return ""
 
 
 def is_free(path: Path) -> bool:
-    """Whether nobody holds the lock of that file any more."""
+    """Whether the process that locked a file is gone. A file that is not there says nothing."""
     try:
         with open(path, "r+b") as file:
             return try_lock(file)
     except OSError:
-        return True
+        return False
+
+
+@contextlib.contextmanager
+def final_errors() -> Iterator[None]:
+    """What a rank finds wrong, as opposed to what befalls it, is wrong for all and each time: ranks that
+    --max-restarts begins again see that and leave."""
+    folder = os.environ.get(STOP_FOLDER)
+    final = Path(folder) / FINAL if folder and is_rank() else None
+    if final and (code := read(final)):
+        leave(int(code), "")
+    try:
+        yield
+    except UserError as error:
+        if final and not isinstance(error, LostRank):
+            with contextlib.suppress(OSError):
+                final.write_text(str(error.code))
+        raise

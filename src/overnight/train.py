@@ -64,7 +64,8 @@ def train_step(
     # The fused kernel leaves weights and moments as they are where this is 1: nobody has to look first.
     bad = 1.0 - torch.isfinite(loss + grad_norm).float()
     optimizer.found_inf = bad  # type: ignore[attr-defined]
-    optimizer.step()
+    if bad.device.type != "mps" or not bad:  # whose kernel does not ask
+        optimizer.step()
     if scaler.is_enabled():  # of shards a rank has seen its own only, but all have to scale alike
         for found in scaler._found_inf_per_device(optimizer).values():
             found.copy_(bad)

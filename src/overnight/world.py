@@ -14,7 +14,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from overnight import hardware, machine
-from overnight.errors import Failure, UserError
+from overnight.errors import LostRank, UserError
 from overnight.heartbeat import heartbeat
 from overnight.machine import cpu_count
 
@@ -128,8 +128,8 @@ def clear_rank_errors() -> Iterator[None]:
     except RuntimeError as error:
         if not (isinstance(error, dist.DistError) or re.search("(?i)gloo|nccl|closed by peer", str(error))):
             raise
-        text = " ".join(str(error).split())[:150]
-        raise Failure(f"another rank is gone, so this one ends ({text}).") from error
+        text = " ".join(str(error).split())[:300]
+        raise LostRank(f"the other ranks cannot be reached, so this one ends ({text}).") from error
 
 
 def imagine(device: str, processes: int) -> World:

@@ -71,7 +71,8 @@ MOMENTS = {
     "evaluation": ("overnight.evaluator", "validation", some_windows),
     "sample": ("overnight.evaluator", "texts", nothing),
     "config": ("overnight.start", "write_synced", nothing),
-    "rewind": ("overnight.records", "sync", nothing),
+    "rewind": ("overnight.records", "write_synced", nothing),
+    "rewound": ("overnight.records", "write_synced", all_of_it),
     "update": ("overnight.train", "train_step", all_of_it),
     "done": ("overnight.journal", "Journal.done", nothing),
 }

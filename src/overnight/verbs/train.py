@@ -7,7 +7,7 @@ from overnight.arguments import flags, parse
 from overnight.config import Config
 from overnight.errors import DONE, UserError, near
 from overnight.presets import PRESETS
-from overnight.stop import Stop, is_rank
+from overnight.stop import Stop, final_errors, is_rank
 
 
 def run(arguments: list[str]) -> int:
@@ -16,7 +16,7 @@ def run(arguments: list[str]) -> int:
         list_presets("train")
         return DONE
     wanted = parse(Config, f"overnight train {preset}", rest, default=PRESETS[preset]())
-    with Stop() as stop:
+    with Stop() as stop, final_errors():
         return train(wanted, preset, arguments, stop)
 
 
@@ -27,6 +27,7 @@ def train(wanted: Config, preset: str, arguments: list[str], stop: Stop) -> int:
     from overnight.train import say_complete
     from overnight.train import train as train_run
 
+    stop.ready()
     path = resolve.run_path(wanted.run)
     if is_rank() or (wanted.processes == 1 and not wanted.max_restarts):
         with world.connect(wanted.device, wanted.parallel == "fsdp") as here, ExitStack() as stack:
