@@ -1,7 +1,7 @@
 """What a checkpoint costs a run: the time that training loses around one, as a share of 250 steps; how soon a
 resumed run makes its first step; and that memory does not grow over 10,000 steps.
 
-python benchmarks/saving.py [--device auto] [--batch-tokens 64]     GPT-2 124M; about 6 minutes on a CPU
+python benchmarks/saving.py [--device auto] [--batch-tokens 64]     GPT-2 124M; about 7 minutes on a CPU
 """
 
 import argparse
@@ -21,7 +21,7 @@ from common import overnight, save
 from overnight import records
 from overnight.checkpoint import list_steps
 
-SAVE_EVERY = 40
+SAVE_EVERY, SAVES = 40, 6
 INTERVAL = 250  # steps between checkpoints of the preset
 
 
@@ -47,7 +47,7 @@ def command(*arguments: object) -> list[str]:
 
 
 def saving(place: Path, device: str, batch_tokens: int) -> dict[str, Any]:
-    """Three checkpoints of GPT-2 124M while it trains with a fast step, then a resume."""
+    """Some checkpoints of GPT-2 124M while it trains with a fast step, then a resume."""
     run, block = place / "run", min(64, batch_tokens)
     train = ["gpt2-124m", "--data", place / "gpt2", "--run", run, "--device", device, "--eval-every", 0]
     train += [
@@ -62,19 +62,27 @@ def saving(place: Path, device: str, batch_tokens: int) -> dict[str, Any]:
     ]
     train += ["--hellaswag-every", 0, "--sample-every", 0, "--steps", 100_000]
     process = subprocess.Popen(command(*train), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    while not run.is_dir() or list_steps(run)[-1:] != [3 * SAVE_EVERY] or last_step(run) < 4 * SAVE_EVERY - 2:
+    last = SAVES * SAVE_EVERY
+    while not run.is_dir() or list_steps(run)[-1:] != [last] or last_step(run) < last + SAVE_EVERY - 2:
         time.sleep(0.2)
         assert process.poll() is None
     process.send_signal(signal.SIGKILL)
     process.wait()
     gaps = step_seconds(run)
-    usual = statistics.median(gaps.values())
-    lost = []
-    for step in (SAVE_EVERY, 2 * SAVE_EVERY, 3 * SAVE_EVERY):
-        # The wait for the copy lies between this step's record and the next; while the file is written,
-        # steps may take longer.
-        around = [gaps[later] for later in range(step + 1, step + SAVE_EVERY - 5)]
-        lost.append(sum(around) - len(around) * usual)
+    published = {
+        r["step"]: when(r) for r in records.read(run) if r["kind"] == "event" and r["name"] == "checkpoint"
+    }
+    ended = {r["step"]: when(r) for r in records.read(run) if r["kind"] == "train"}
+    lost, quiet = [], []
+    for save in range(SAVE_EVERY, last + 1, SAVE_EVERY):
+        # The wait for the copy lies between this step's record and the next; while the file is written, steps
+        # may take longer. What they would have taken is what those before and behind it took.
+        until = next(step for step in ended if step > save and ended[step] >= published[save]) + 1
+        around = [*range(save - 8, save + 1), *range(until + 1, save + SAVE_EVERY - 8)]
+        usual = statistics.median(gaps[step] for step in around)
+        quiet.append(usual)
+        lost.append(sum(gaps[step] - usual for step in range(save + 1, until + 1)))
+    usual = statistics.median(quiet)
     began = datetime.now().astimezone()
     process = subprocess.Popen(command(*train), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     resumed = list_steps(run)[-1]

@@ -28,7 +28,7 @@ from overnight.files import sha256_file, sync, to_json
 from overnight.parallel import as_placed
 
 WEIGHTS, OPTIMIZER, STATE = "model.safetensors", "optimizer.safetensors", "state.json"
-PIECE = 16 << 20  # bytes written at once
+PIECE = 1 << 20  # bytes written at once; the system takes 16 MiB eight times slower
 NAME = re.compile(r"step_(\d{8,})")
 
 
