@@ -74,14 +74,14 @@ def saving(place: Path, device: str, batch_tokens: int) -> dict[str, Any]:
     }
     ended = {r["step"]: when(r) for r in records.read(run) if r["kind"] == "train"}
     lost, quiet = [], []
-    for save in range(SAVE_EVERY, last + 1, SAVE_EVERY):
+    for saved in range(SAVE_EVERY, last + 1, SAVE_EVERY):
         # The wait for the copy lies between this step's record and the next; while the file is written, steps
         # may take longer. What they would have taken is what those before and behind it took.
-        until = next(step for step in ended if step > save and ended[step] >= published[save]) + 1
-        around = [*range(save - 8, save + 1), *range(until + 1, save + SAVE_EVERY - 8)]
+        until = next(step for step in ended if step > saved and ended[step] >= published[saved]) + 1
+        around = [*range(saved - 8, saved + 1), *range(until + 1, saved + SAVE_EVERY - 8)]
         usual = statistics.median(gaps[step] for step in around)
         quiet.append(usual)
-        lost.append(sum(gaps[step] - usual for step in range(save + 1, until + 1)))
+        lost.append(sum(gaps[step] - usual for step in range(saved + 1, until + 1)))
     usual = statistics.median(quiet)
     began = datetime.now().astimezone()
     process = subprocess.Popen(command(*train), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
