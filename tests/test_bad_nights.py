@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -340,6 +341,7 @@ def test_older_checkpoints_make_room_for_a_new_one(
     assert "NOT SAVED" not in capsys.readouterr().out
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems do not keep to RLIMIT_AS")
 def test_out_of_memory_names_the_micro_batch_that_fits(data_folder: Path, tmp_path: Path) -> None:
     """A real limit on a real process; what the message says is done, and then it fits."""
     run = tmp_path / "run"

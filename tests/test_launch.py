@@ -14,6 +14,8 @@ from tests.violence import assert_same_end, children, command, events, kill, kil
 from overnight import records
 from overnight.checkpoint import list_steps
 
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="finds processes in /proc")
+
 SMALL = "--device cpu --model.n-layer 1 --model.n-head 2 --model.n-embd 16 --model.block-size 16 ".split()
 SMALL += "--batch-tokens 64 --optim.warmup-steps 2 --sample.length 10 --val-tokens 1500".split()
 FOREVER = ["--steps", "1000000", "--eval-every", "0", "--sample-every", "0", "--save-every", "50"]
