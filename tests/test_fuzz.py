@@ -160,6 +160,7 @@ FOUND: list[tuple[str, str, Callable[[bytes], bytes]]] = [
     ("no rule", "progress", lambda valid: edited(valid, split="none")),
     ("no place", "progress", lambda valid: edited(valid, place={"file": "x"})),
     ("less than nothing", "progress", lambda valid: re.sub(rb'"open": [0-9]+', b'"open": -512', valid)),
+    ("a key too many", "progress", lambda valid: valid.replace(b'"sha256":', b'"x": NaN, "sha256":', 1)),
     ("no task", "cluster-task", lambda valid: b"{}"),
     ("a number of text", "cluster-task", lambda valid: valid.replace(b'"documents": 3', b'"documents": "3"')),
     ("an id less", "cluster-ids", lambda valid: valid[:-2]),

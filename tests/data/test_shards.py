@@ -124,3 +124,9 @@ def test_reading_beyond_the_tokens_is_an_error(start: int, length: int) -> None:
     row = Tokens([np.arange(3, dtype=np.uint16), np.arange(1, dtype=np.uint16)])
     with pytest.raises(IndexError):
         row.read(start, length)
+
+
+def test_nothing_can_be_read_of_nothing() -> None:
+    assert Tokens([]).read(0, 0).tolist() == []
+    with pytest.raises(IndexError):
+        Tokens([]).read(0, 1)

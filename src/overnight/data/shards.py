@@ -68,6 +68,8 @@ def check_entries(shards: Any) -> list[dict[str, Any]]:
     if not isinstance(shards, list):
         raise TypeError(f"the shards are {shards!r}")
     for shard in shards:
+        if set(shard) != {"file", "split", "tokens", "sha256"}:
+            raise ValueError(f"a shard is described by {', '.join(map(str, shard))}")
         if not NAME.fullmatch(shard["file"]):
             raise ValueError(f"{shard['file']!r} is no shard's name: none leads out of the folder")
         if not isinstance(shard["sha256"], str):
@@ -174,8 +176,10 @@ class Tokens:
         """Tokens [start, start + length), (length,) int64."""
         if start < 0 or start + length > len(self):
             raise IndexError(f"tokens {start} to {start + length} of {len(self)}")
+        if length == 0:
+            return np.empty(0, dtype=np.int64)
         found = self._read(start, length)
-        if self.vocab_size is not None and length and (highest := found.max()) >= self.vocab_size:
+        if self.vocab_size is not None and (highest := found.max()) >= self.vocab_size:
             raise UserError(
                 f"a shard is damaged: token {start + int(found.argmax()):,} is {highest}, but the tokenizer "
                 f"has {self.vocab_size:,} ids. Prepare the data again."
