@@ -23,13 +23,15 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 PIECE = 1 << 14  # bytes sent at a time
 
 PROGRAM = """
-import json, pickle, sys, time
+import json, pickle, signal, sys, time
 from dataclasses import asdict
 from pathlib import Path
 from overnight.data.downloads import Downloads
 from overnight.data.hub import list_files
 from overnight.errors import UserError
 from overnight.terminal import Status
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background begins without
 
 def there(folder):
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*")) if folder.exists() else []
