@@ -68,8 +68,8 @@ def check_entries(shards: Any) -> list[dict[str, Any]]:
     if not isinstance(shards, list):
         raise TypeError(f"the shards are {shards!r}")
     for shard in shards:
-        if set(shard) != {"file", "split", "tokens", "sha256"}:
-            raise ValueError(f"a shard is described by {', '.join(map(str, shard))}")
+        if extra := set(shard) - {"file", "split", "tokens", "sha256"}:
+            raise ValueError(f"a shard has {', '.join(map(repr, extra))}, which is nothing of ours")
         if not NAME.fullmatch(shard["file"]):
             raise ValueError(f"{shard['file']!r} is no shard's name: none leads out of the folder")
         if not isinstance(shard["sha256"], str):
