@@ -63,9 +63,8 @@ class State:
         if not all(type(count) is int and 0 <= count < 2**63 for count in counts):
             return f"step, tokens, seed, records_bytes and bad_steps are {counts!r}"
         edges = [0] + [edge for one in self.skipped for edge in one]
-        if not all(type(edge) is int for edge in edges) or edges != sorted(edges):
-            return f"skipped is {self.skipped!r}"
-        if any(len(one) != 2 for one in self.skipped):
+        pairs = all(len(one) == 2 for one in self.skipped) and all(type(edge) is int for edge in edges)
+        if not pairs or edges != sorted(edges):
             return f"skipped is {self.skipped!r}"
         numbers = [*self.scaler.values(), *([] if self.val_loss is None else [self.val_loss])]
         if not all(type(number) in (int, float) and abs(number) < 1e300 for number in numbers):

@@ -91,12 +91,11 @@ def decide(wanted: Config, preset: str, world: World) -> Start:
     data = Data(Path(wanted.data))
     if wanted.verify:
         data.verify()
-    old, begun_on = None, None
+    old, known = None, {}
     if run.exists() and not (run.is_dir() and all(path.name.startswith(".") for path in run.iterdir())):
         if not (run / resolve.CONFIG).is_file():
             raise UserError(f"{run} exists and is no run (it has no {resolve.CONFIG}): choose another --run.")
-        old, extra = resolve.read_config(run)
-        begun_on = extra["data_fingerprint"]
+        old, known = resolve.read_config(run)
     if old and wanted.init_from and old.init_from.rpartition("@")[0] == wanted.init_from:
         wanted = replace(wanted, init_from=old.init_from)  # as it was pinned
     state, damaged = checkpoint.newest_sound(run) if old else (None, [])
@@ -109,7 +108,7 @@ def decide(wanted: Config, preset: str, world: World) -> Start:
     config = resolve_autos(wanted, old, data, world)
     auto = {name: dict(fields_of(config))[name] for name, value in fields_of(wanted) if value == "auto"}
     changes = compare(old, config, auto, run) if old else {}
-    if data.fingerprint != (state.data if state else begun_on or data.fingerprint):
+    if data.fingerprint != (state.data if state else known.get("data_fingerprint") or data.fingerprint):
         raise UserError(
             f"{run} was trained on other data than {data.folder} (fingerprints differ).",
             "Give its own --data, or choose another --run.",

@@ -26,6 +26,7 @@ from overnight.saving import Saver
 from overnight.start import Start, begin
 from overnight.stop import Stop
 from overnight.terminal import Silent, Status
+from overnight.watch import BadSteps
 from overnight.world import Reading, World, be_deterministic, use_precision
 
 Autocast = Callable[[], AbstractContextManager]
@@ -128,14 +129,6 @@ def loop(session: "Session", stop: Stop) -> int:
         if asked and not last:
             return session.leave(step, asked)
     return session.finish()
-
-
-class BadSteps(Exception):
-    """So many updates in a row did not happen that there is no sense in going on; up to `step`."""
-
-    def __init__(self, step: int, count: int):
-        super().__init__(f"{count} updates up to step {step} did not happen")
-        self.step, self.count = step, count
 
 
 class Session:

@@ -10,6 +10,14 @@ HALVINGS = 16  # GradScaler begins at 2**16 and halves its scale each time the g
 SIGMAS = 6.0  # above their mean; PaLM's authors (2022, section 5.1) met about 20 spikes in a run
 
 
+class BadSteps(Exception):
+    """So many updates in a row did not happen that there is no sense in going on; up to `step`."""
+
+    def __init__(self, step: int, count: int):
+        super().__init__(f"{count} updates up to step {step} did not happen")
+        self.step, self.count = step, count
+
+
 class Watch:
     """What the last losses were. `bad_steps`: updates in a row, up to now, that did not happen; those with
     which fp16 finds the scale of its gradients (`scaled`) are part of the method and do not count."""
