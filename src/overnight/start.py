@@ -91,7 +91,7 @@ def decide(wanted: Config, preset: str, world: World) -> Start:
     data = Data(Path(wanted.data))
     if wanted.verify:
         data.verify()
-    old, known = None, {}
+    old, known = None, dict[str, Any]()
     if run.exists() and not (run.is_dir() and all(path.name.startswith(".") for path in run.iterdir())):
         if not (run / resolve.CONFIG).is_file():
             raise UserError(f"{run} exists and is no run (it has no {resolve.CONFIG}): choose another --run.")
