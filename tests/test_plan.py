@@ -118,6 +118,7 @@ MEASURE = """
 import resource, sys
 from contextlib import nullcontext
 import torch
+from overnight import checkpoint
 from overnight.config import ModelConfig, OptimConfig
 from overnight.models.gpt2 import GPT
 from overnight.optim import adamw
@@ -126,10 +127,12 @@ from overnight.train import train_step
 L, H, C, T, V, B = map(int, sys.argv[1:])
 model = GPT(ModelConfig(L, H, C, T, V), V).init_weights(1)
 optimizer = adamw(model, OptimConfig())
-scaler = torch.amp.GradScaler("cpu", enabled=False)
+scaler, copies = torch.amp.GradScaler("cpu", enabled=False), []
 for _ in range(3):
     batches = [(torch.randint(V, (B, T)), torch.randint(V, (B, T))) for _ in range(2)]
     train_step(model, optimizer, scaler, batches, 2, 1e-3, 1.0, nullcontext)
+    if not copies:  # what saving.py keeps from the first checkpoint on
+        copies = [tensor.detach().clone() for _, _, tensor in checkpoint.tensors_of(model, optimizer)]
 if sys.platform == "darwin":
     print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 else:  # ru_maxrss begins with the size of the process that started this one

@@ -83,6 +83,8 @@ def memory(
         "activations": int(tokens * kept * (1 + HOLES[device])),
         "logits": tokens * logits,
     }
+    if device != "cuda":  # there it is the host's memory
+        parts["copy to save"] = 12 * n
     if shards > 1:
         # Whole while they work: the embeddings, a block and the next one. Gradients are whole until the last
         # micro-step; evaluations take their place with a whole copy of the weights.
