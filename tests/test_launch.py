@@ -9,7 +9,16 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from tests.violence import assert_same_end, children, command, events, kill, killed_at, sabotaged
+from tests.violence import (
+    assert_same_end,
+    children,
+    command,
+    events,
+    kill,
+    killed_at,
+    sabotaged,
+    wait_for_step,
+)
 
 from overnight import records
 from overnight.checkpoint import list_steps
@@ -54,14 +63,6 @@ def torchrun(*more: str) -> tuple[str, ...]:
         "-m",
         "--",
     )
-
-
-def wait_for_step(run: Path, step: int, process: subprocess.Popen) -> None:
-    while process.poll() is None:
-        if any(r["kind"] == "train" and r["step"] >= step for r in records.read(run)):
-            return
-        time.sleep(0.02)
-    raise AssertionError(f"ended with {process.returncode} before step {step}: {process.communicate()[1]}")
 
 
 def family(process: subprocess.Popen) -> list[int]:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from tests.violence import assert_same_end, events, measured, newest
+from tests.violence import assert_same_end, events, measured, newest, wait_for_step
 
 from overnight import cli, evaluator, records, resolve, train
 from overnight.checkpoint import list_steps
@@ -96,14 +96,6 @@ def test_a_crash_anywhere_costs_the_steps_since_the_checkpoint_only(
 
 def start_process(arguments: list[str]) -> subprocess.Popen:
     return subprocess.Popen([sys.executable, "-m", "overnight", *arguments], stderr=subprocess.DEVNULL)
-
-
-def wait_for_step(run: Path, step: int, process: subprocess.Popen) -> None:
-    while process.poll() is None:
-        if any(r["kind"] == "train" and r["step"] >= step for r in records.read(run)):
-            return
-        time.sleep(0.01)
-    raise AssertionError(f"the process ended with {process.returncode} before step {step}")
 
 
 def test_killed_and_interrupted_processes_resume_exactly(data_folder: Path, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 from overnight import records
@@ -51,6 +52,16 @@ def assert_same_end(run: Path, whole: Path) -> None:
     assert measured(run) == measured(whole)
     steps = [record["step"] for record in measured(run) if record["kind"] == "train"]
     assert steps == list(range(1, len(steps) + 1)), "a step is lost, or stands twice"
+
+
+def wait_for_step(run: Path, step: int, process: subprocess.Popen) -> None:
+    """Until a training process has recorded that step."""
+    while process.poll() is None:
+        if any(r["kind"] == "train" and r["step"] >= step for r in records.read(run)):
+            return
+        time.sleep(0.01)
+    errors = process.stderr.read() if process.stderr else ""
+    raise AssertionError(f"ended with {process.returncode} before step {step}: {errors}")
 
 
 def children(pid: int) -> list[int]:

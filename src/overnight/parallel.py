@@ -28,9 +28,9 @@ def spread(
     if config.parallel == "fsdp":
         return shard(model, world, config.compile == "on")
     model.to(world.device)
-    return replicate(
-        compiled(model, config, world, autocast, say) if config.compile == "on" else model, world
-    )
+    if config.compile == "on":
+        return replicate(compiled(model, config, world, autocast, say), world)
+    return replicate(model, world)
 
 
 def compiled(
@@ -62,9 +62,8 @@ def replicate(model: nn.Module, world: World) -> nn.Module:
     if world.size == 1:
         return model
     ids = [world.device.index] if world.device.type == "cuda" else None
-    with (
-        warnings.catch_warnings()
-    ):  # torch 2.13 has another name for broadcast_buffers, 2.11 does not know it
+    with warnings.catch_warnings():
+        # torch 2.13 has another name for broadcast_buffers, which 2.11 does not know.
         warnings.simplefilter("ignore", FutureWarning)
         return nn.parallel.DistributedDataParallel(
             model, device_ids=ids, gradient_as_bucket_view=True, broadcast_buffers=False
