@@ -130,6 +130,35 @@ def test_two_interrupts_leave_at_once_and_leave_nothing_corrupt(
     assert [record["name"] for record in records.read(run)] == ["start"]
 
 
+RANK = """
+import os, time
+from overnight.stop import Stop
+os.environ["TORCHELASTIC_RUN_ID"] = "none"
+with Stop():
+    print(os.getpid(), flush=True)
+    time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize("gone", ["before", "after"])
+def test_a_rank_that_missed_the_word_to_leave_sees_that_nobody_waits(gone: str, tmp_path: Path) -> None:
+    """The launcher's folder and torchrun are gone: before the rank began, or between two of its looks."""
+    folder = tmp_path / "launcher"
+    environment = os.environ | {"OVERNIGHT_STOP_FOLDER": str(folder)}
+    if gone == "after":
+        folder.mkdir()
+    line = [sys.executable, "-c", f"import subprocess, sys; subprocess.run([sys.executable, '-c', {RANK!r}])"]
+    with subprocess.Popen(line, env=environment, stdout=subprocess.PIPE, text=True) as parent:
+        if gone == "after":
+            rank = int(parent.stdout.readline())
+            folder.rmdir()
+            time.sleep(1)
+            assert status(rank) != "Z", "a folder cleaned away is no word to leave"
+            parent.kill()
+            wait_until_gone([rank], 20)
+        assert parent.wait(20) == (-signal.SIGKILL if gone == "after" else 0)
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
 def test_ranks_of_somebody_elses_torchrun_leave_cleanly(number: int, start, tmp_path: Path) -> None:
     """SIGTERM it passes on; of SIGUSR1, which it does not know, it dies, and the ranks see that."""

@@ -99,9 +99,10 @@ def start_process(arguments: list[str]) -> subprocess.Popen:
 
 
 def test_killed_and_interrupted_processes_resume_exactly(data_folder: Path, tmp_path: Path) -> None:
-    more = ["--steps", 400, "--eval-every", 100, "--sample-every", 100, "--save-every", 20]
+    more = ["--steps", 1000, "--eval-every", 250, "--sample-every", 250, "--save-every", 20]
     arguments = options(data_folder, tmp_path / "cut", *more)
-    for step, number, code in ((30, signal.SIGKILL, -9), (90, signal.SIGINT, 130), (140, signal.SIGTERM, 75)):
+    # Step 50 is behind the save at 40, which waited for the one at 20 to be on the disk.
+    for step, number, code in ((50, signal.SIGKILL, -9), (90, signal.SIGINT, 130), (140, signal.SIGTERM, 75)):
         process = start_process(arguments)
         wait_for_step(tmp_path / "cut", step, process)
         process.send_signal(number)

@@ -10,11 +10,9 @@ from pathlib import Path
 
 from overnight import records
 from overnight.errors import DONE, FAILURE, INTERRUPTED, SAVED
-from overnight.lock import Lock, try_lock
+from overnight.lock import GRACE, Lock, try_lock
 from overnight.machine import cpu_count
 from overnight.stop import LAUNCHER, NOW, STOP_FOLDER, WORD, WORDS, signals
-
-ORPHANS = 60.0  # seconds for ranks without a torchrun to save and leave
 
 
 def leave_quietly(code: int) -> int:
@@ -58,7 +56,7 @@ def torchrun(run: Path, processes: int, max_restarts: int, arguments: list[str])
             agents.append(subprocess.Popen(command, start_new_session=True, env=environment))
             code = agents[0].wait()
             if code < 0:
-                wait_for_ranks(run)
+                wait_for_ranks(run, GRACE if words.count("interrupted") > 1 else float("inf"))
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
@@ -71,10 +69,10 @@ def torchrun(run: Path, processes: int, max_restarts: int, arguments: list[str])
     return DONE if code == 0 else code if code > 0 else FAILURE
 
 
-def wait_for_ranks(run: Path) -> None:
-    """Killed, torchrun leaves its ranks behind; they see it, save and leave."""
+def wait_for_ranks(run: Path, seconds: float) -> None:
+    """Killed, torchrun leaves its ranks behind; they see it, and save when their step is done."""
     lock = Lock(run)
-    if run.is_dir() and lock.wait(ORPHANS):
+    if run.is_dir() and lock.wait(seconds):
         lock.release()
 
 

@@ -100,15 +100,18 @@ class Stop:
         """A rank's eye on those who started it. With torchrun gone it saves and leaves; with our launcher
         killed it leaves at once, as if killed with it, so that the next start finds the way free."""
         parent, named = os.getppid(), os.environ.get(STOP_FOLDER)
+        if named and not os.path.isdir(named):
+            leave(FAILURE, "")  # begun by a torchrun that was killed meanwhile
         while not self._over.wait(WATCH_EVERY):
+            orphan = os.getppid() != parent
             if named:
                 if is_free(Path(named) / LAUNCHER):
                     leave(FAILURE, "the launcher is gone, so this rank ends.")
                 word = read(Path(named) / WORD)
-                if word == NOW:
+                if word == NOW or (orphan and not os.path.isdir(named)):  # said and taken away meanwhile
                     leave(INTERRUPTED, "")
                 self.reason = self.reason or word
-            if os.getppid() != parent:
+            if orphan:
                 self.reason = self.reason or "preempted"
 
 
