@@ -53,6 +53,13 @@ def summary(seconds: list[float], scale: float = 1000.0) -> dict[str, float]:
     }
 
 
+def last_step(run: Path) -> int:
+    """The newest step in a run's records."""
+    from overnight import records
+
+    return max((r["step"] for r in records.read(run) if r["kind"] == "train"), default=0)
+
+
 def overnight(*arguments: object) -> str:
     """Run the command in a process of its own; what it printed."""
     command = [sys.executable, "-m", "overnight", *map(str, arguments)]

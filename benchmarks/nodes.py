@@ -19,8 +19,7 @@ sys.path.insert(0, str(ROOT))  # for tests.violence
 
 from tests.violence import assert_same_end, command, events  # noqa: E402
 
-from common import save  # noqa: E402
-from overnight import records  # noqa: E402
+from common import last_step, save  # noqa: E402
 
 HOSTS = {"night-a": "10.77.41.1", "night-b": "10.77.41.2"}
 SMALL = "--device cpu --model.n-layer 2 --model.n-head 2 --model.n-embd 32 --model.block-size 32".split()
@@ -126,10 +125,6 @@ def kill_all(host: str) -> None:
 
 def shell(line: str) -> None:
     subprocess.run(line.split(), check=True, capture_output=True, text=True)
-
-
-def last_step(run: Path) -> int:
-    return max((r["step"] for r in records.read(run) if r["kind"] == "train"), default=0)
 
 
 def wait_for_step(run: Path, step: int, hosts: dict[str, subprocess.Popen]) -> None:

@@ -17,7 +17,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from common import overnight, save
+from common import last_step, overnight, save
 from overnight import records
 from overnight.checkpoint import list_steps
 
@@ -50,16 +50,8 @@ def saving(place: Path, device: str, batch_tokens: int) -> dict[str, Any]:
     """Some checkpoints of GPT-2 124M while it trains with a fast step, then a resume."""
     run, block = place / "run", min(64, batch_tokens)
     train = ["gpt2-124m", "--data", place / "gpt2", "--run", run, "--device", device, "--eval-every", 0]
-    train += [
-        "--batch-tokens",
-        batch_tokens,
-        "--model.block-size",
-        block,
-        "--save-every",
-        SAVE_EVERY,
-        "--keep",
-        1,
-    ]
+    train += ["--batch-tokens", batch_tokens, "--model.block-size", block]
+    train += ["--save-every", SAVE_EVERY, "--keep", 1]
     train += ["--hellaswag-every", 0, "--sample-every", 0, "--steps", 100_000]
     process = subprocess.Popen(command(*train), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     last = SAVES * SAVE_EVERY
@@ -114,10 +106,6 @@ def step_seconds(run: Path) -> dict[int, float]:
 
 def when(record: dict[str, Any]) -> datetime:
     return datetime.fromisoformat(record["time"].replace("Z", "+00:00"))
-
-
-def last_step(run: Path) -> int:
-    return max((r["step"] for r in records.read(run) if r["kind"] == "train"), default=0)
 
 
 def memory(place: Path) -> dict[str, Any]:

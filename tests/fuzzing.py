@@ -51,9 +51,7 @@ class Bench:
 
     def accepts(self, content: bytes) -> bool:
         """Whether the reader takes the content, or refuses it as it should; raises Escape otherwise."""
-        self.path.unlink(
-            missing_ok=True
-        )  # a file of its own: what was mapped of the last one stays as it was
+        self.path.unlink(missing_ok=True)  # not written over: the last one may still be mapped
         self.path.write_bytes(content)
         try:
             with watched(self.base) as opened:

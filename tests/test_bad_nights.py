@@ -371,7 +371,7 @@ def test_out_of_memory_names_the_micro_batch_that_fits(data_folder: Path, tmp_pa
 def test_memory_does_not_grow_with_the_steps(
     data_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The long form, over 10,000 steps, is benchmarks/memory.py."""
+    """The long form, over 10,000 steps, is in benchmarks/saving.py."""
     if not Path("/proc/self/statm").exists():
         pytest.skip("needs Linux")
     sizes, intact = {}, train.Session.update

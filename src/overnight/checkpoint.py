@@ -24,7 +24,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from overnight.errors import Failure, UserError
-from overnight.files import sha256_file, sync, to_json
+from overnight.files import sha256_file, sync, to_json, unused
 from overnight.parallel import as_placed
 
 WEIGHTS, OPTIMIZER, STATE = "model.safetensors", "optimizer.safetensors", "state.json"
@@ -212,9 +212,8 @@ def move_damaged_aside(run: Path, newest: State | None) -> list[str]:
     moved = []
     for step in list_steps(run):
         if newest is None or step > newest.step:
-            path, number = folder(run, step), 1
-            while (target := path.with_name(f"damaged_{path.name}_{number}")).exists():
-                number += 1
+            path = folder(run, step)
+            target = unused(path.parent, f"damaged_{path.name}_{{}}")
             os.rename(path, target)
             moved.append(target.name)
     return moved

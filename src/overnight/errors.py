@@ -7,8 +7,6 @@ import difflib
 from collections.abc import Iterable, Sequence
 
 DONE, FAILURE, WRONG_INPUT, SAVED, INTERRUPTED = 0, 1, 2, 75, 130
-
-
 LONGEST = 2000  # characters of a line: what a damaged file holds is quoted in some
 
 

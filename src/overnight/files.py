@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import hashlib
+import itertools
 import json
 import os
 from collections.abc import Iterator
@@ -34,6 +35,12 @@ def parent_problem(path: Path) -> str | None:
     """What keeps `path` from being made: a parent that is a file."""
     blocking = next((parent for parent in path.parents if parent.exists() and not parent.is_dir()), None)
     return f"{blocking} is a file, so {path} cannot be made: choose another place." if blocking else None
+
+
+def unused(folder: Path, pattern: str) -> Path:
+    """The first of the names `pattern` with 1, 2 and so on for {} that nothing in the folder has."""
+    names = (folder / pattern.format(number) for number in itertools.count(1))
+    return next(path for path in names if not path.exists())
 
 
 def sync(path: Path) -> None:

@@ -49,13 +49,13 @@ def remedy(config: Config, device: torch.device) -> str:
         return plan.memory_bytes(config.model, micro_batch, config.precision, device.type, shards)
 
     # Where the arithmetic finds that all fits, something else is there too: a tenth less, at least.
-    room = plan.SHARE[device.type] * device_memory(device, config.processes)
-    room = min(room, 0.9 * needs(config.micro_batch))
+    most = 0.9 * needs(config.micro_batch) / plan.SHARE[device.type]
+    room = min(device_memory(device, config.processes), most)
     rows = config.batch_tokens // (config.model.block_size * config.processes)
-    fits = [n for n in plan.divisors(rows) if n < config.micro_batch and needs(n) <= room]
-    if not fits:
+    fits = plan.largest_micro_batch(config.model, rows, config.precision, device.type, room, shards)
+    if fits is None:
         return "Not even one window fits: give --parallel fsdp on more --processes, or a smaller model."
     return (
-        f"Give --micro-batch {max(fits)} ({size(needs(max(fits)))} by `overnight plan`): a step stays "
+        f"Give --micro-batch {fits} ({size(needs(fits))} by `overnight plan`): a step stays "
         f"{config.batch_tokens:,} tokens, and a run that exists goes on."
     )

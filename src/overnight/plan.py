@@ -84,7 +84,7 @@ def memory(
         "logits": tokens * logits,
     }
     if device != "cuda":  # there it is the host's memory
-        parts["copy to save"] = 12 * n
+        parts["copy to save"] = checkpoint_bytes(model)
     if shards > 1:
         # Whole while they work: the embeddings, a block and the next one. Gradients are whole until the last
         # micro-step; evaluations take their place with a whole copy of the weights.
@@ -112,7 +112,7 @@ def divisors(n: int) -> Iterable[int]:
 
 
 def checkpoint_bytes(model: ModelConfig) -> int:
-    """A checkpoint on disk: weights and two moments in fp32."""
+    """A checkpoint: weights and two moments in fp32."""
     return 12 * parameters(model)
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from overnight.errors import UserError
-from overnight.files import is_full, sync, write_synced
+from overnight.files import is_full, sync, unused, write_synced
 
 FILE = "records.jsonl"
 LOSS = {"loss": float | None}
@@ -157,11 +157,8 @@ def is_record(value: Any) -> bool:
 
 def copy_aside(run: Path) -> None:
     """Keep what there is as damaged_records_1.jsonl and so on, for a person to look at."""
-    number = 1
-    while (target := run / f"damaged_records_{number}.jsonl").exists():
-        number += 1
     if (run / FILE).is_file():
-        shutil.copyfile(run / FILE, target)
+        shutil.copyfile(run / FILE, unused(run, "damaged_records_{}.jsonl"))
 
 
 def rewind(run: Path, size: int) -> None:

@@ -100,15 +100,16 @@ class Stop:
         """A rank's eye on those who started it. With torchrun gone it saves and leaves; with our launcher
         killed it leaves at once, as if killed with it, so that the next start finds the way free."""
         parent, named = os.getppid(), os.environ.get(STOP_FOLDER)
-        if named and not os.path.isdir(named):
+        folder = Path(named) if named else None
+        if folder and not folder.is_dir():
             leave(FAILURE, "")  # begun by a torchrun that was killed meanwhile
         while not self._over.wait(WATCH_EVERY):
             orphan = os.getppid() != parent
-            if named:
-                if is_free(Path(named) / LAUNCHER):
+            if folder:
+                if is_free(folder / LAUNCHER):
                     leave(FAILURE, "the launcher is gone, so this rank ends.")
-                word = read(Path(named) / WORD)
-                if word == NOW or (orphan and not os.path.isdir(named)):  # said and taken away meanwhile
+                word = read(folder / WORD)
+                if word == NOW or (orphan and not folder.is_dir()):  # said and taken away meanwhile
                     leave(INTERRUPTED, "")
                 self.reason = self.reason or word
             if orphan:
