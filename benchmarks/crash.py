@@ -27,18 +27,10 @@ from overnight.terminal import duration  # noqa: E402
 SMALL = "--device cpu --model.n-layer 2 --model.n-head 2 --model.n-embd 32 --model.block-size 32".split()
 SMALL += "--batch-tokens 256 --optim.warmup-steps 2 --optim.schedule constant --model.dropout 0.1".split()
 SMALL += "--sample.length 10 --eval-every 20 --sample-every 30 --save-every 7 --val-tokens 4000".split()
-MOMENTS = [
-    "record",
-    "tensors",
-    "state",
-    "published",
-    "prune",
-    "evaluation",
-    "sample",
-    "config",
-    "rewind",
-    "update",
-]
+# What it kills itself at, and for the how manieth time at most: later ones would not come in a short life.
+MOMENTS = {"record": 12, "tensors": 12, "state": 6, "published": 12, "prune": 6, "evaluation": 3, "sample": 2}
+MOMENTS |= {"config": 3, "rewind": 1, "rewound": 1, "update": 12}
+PATIENCE = 20  # seconds for a moment to come; then the death comes from outside
 WHOM = {"single": ["launcher"], "ranks": ["launcher", "torchrun", "rank", "first rank", "everything"]}
 ENOUGH = 1_000_000  # steps: it never gets there
 
@@ -63,7 +55,7 @@ def main() -> None:
 
 
 def training_killed(place: Path, what: str, kills: int, draw: random.Random) -> dict[str, Any]:
-    """Half of the deaths come from inside, at a chosen moment, half from outside, at a random one."""
+    """Of two lives one shall end from inside, at a chosen moment, one from outside, at a random one."""
     data, run, whole = place / "data", place / "run", place / "whole"
     subprocess.run(
         command("prepare", f"text:{text(place)}", "--tokenizer", "char", "--out", data), check=True
@@ -74,13 +66,14 @@ def training_killed(place: Path, what: str, kills: int, draw: random.Random) -> 
     began = time.monotonic()
     while (done := sum(deaths.values())) < kills:
         rank = draw.randrange(2) if what == "ranks" else 0
-        moment = f"{draw.choice(MOMENTS)}:{draw.randint(1, 12)}" if draw.random() < 0.5 else ""
+        at = draw.choice(list(MOMENTS))
+        moment = f"{at}:{draw.randint(1, MOMENTS[at])}" if draw.random() < 0.5 else ""
         environment = killed_at(moment, rank) if moment else None
         begun = start([*train, "--run", run, "--steps", ENOUGH], environment)
         try:
-            begun.wait(draw.uniform(0.5, 9) if not moment else 12)
-            how = moment.partition(":")[0]
-        except subprocess.TimeoutExpired:  # a moment that does not come to a rank dies from outside as well
+            begun.wait(draw.uniform(0.5, 9) if not moment else PATIENCE)
+            how = at
+        except subprocess.TimeoutExpired:
             how = draw.choice(WHOM[what])
             kill(begun, how)
         code = begun.wait(120)
@@ -114,17 +107,8 @@ def prepare_killed(place: Path, what: str, kills: int, draw: random.Random) -> d
     """`prepare` of some 20 MB with two workers; its progress is synced every 0.3 seconds instead of 10."""
     whole, cut, deaths, restarts = place / "whole", place / "cut", 0, 0
     source = text(place, lines=300_000)
-    make = [
-        "prepare",
-        f"text:{source}",
-        "--tokenizer",
-        "gpt2",
-        "--workers",
-        2,
-        "--shard-tokens",
-        500_000,
-        "--out",
-    ]
+    make = ["prepare", f"text:{source}", "--tokenizer", "gpt2", "--workers", 2]
+    make += ["--shard-tokens", 500_000, "--out"]
     assert start([*make, whole], None).wait() == 0
     environment = sabotaged(SET="overnight.data.prepare:COMMIT_EVERY=0.3")
     while deaths < kills:
