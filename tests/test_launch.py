@@ -229,8 +229,8 @@ def test_a_rank_that_falls_silent_is_given_up(start, tmp_path: Path) -> None:
     ranks = family(process)
     os.kill(ranks[-1], signal.SIGSTOP)
     try:
-        time.sleep(8)  # torchrun ends the stopped one only after half a minute
-        os.kill(ranks[-1], signal.SIGKILL)
+        wait_until_gone(ranks[-2:-1])
+        os.kill(ranks[-1], signal.SIGKILL)  # torchrun ends the stopped one only after half a minute
         assert process.wait(60) == 1
     finally:
         wait_until_gone(ranks)

@@ -58,7 +58,11 @@ class Stop:
     def __enter__(self) -> "Stop":
         self._before = {number: signal.signal(number, self._caught) for number in signals()}
         if is_rank():
-            threading.Thread(target=self._watch, name="watch", daemon=True).start()
+            named = os.environ.get(STOP_FOLDER)
+            folder = Path(named) if named else None
+            if folder and not folder.is_dir():
+                leave(FAILURE, "")  # begun by a torchrun that was killed meanwhile
+            threading.Thread(target=self._watch, args=(os.getppid(), folder), daemon=True).start()
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -96,13 +100,9 @@ class Stop:
         else:
             self.reason = self.reason or "preempted"
 
-    def _watch(self) -> None:
+    def _watch(self, parent: int, folder: Path | None) -> None:
         """A rank's eye on those who started it. With torchrun gone it saves and leaves; with our launcher
         killed it leaves at once, as if killed with it, so that the next start finds the way free."""
-        parent, named = os.getppid(), os.environ.get(STOP_FOLDER)
-        folder = Path(named) if named else None
-        if folder and not folder.is_dir():
-            leave(FAILURE, "")  # begun by a torchrun that was killed meanwhile
         while not self._over.wait(WATCH_EVERY):
             orphan = os.getppid() != parent
             if folder:
