@@ -7,8 +7,10 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,7 +19,7 @@ from safetensors.torch import load_file
 from tests.violence import assert_same_end, command, events, measured
 from torch import Tensor
 
-from overnight import checkpoint, cli, records, resolve, start, train
+from overnight import checkpoint, cli, records, resolve, saving, start, train
 from overnight.checkpoint import WEIGHTS, folder, list_steps
 from overnight.data.batches import Batches
 from overnight.data.manifest import Data
@@ -311,6 +313,32 @@ def test_a_disk_that_is_full_for_a_while_costs_nothing(
     assert events(tmp_path / "full", "save_failed")
     assert_same_end(tmp_path / "full", tmp_path / "whole")
     assert [event["step"] for event in events(tmp_path / "full", "checkpoint")][-1] == 16
+
+
+def test_a_disk_that_has_room_again_while_the_end_waits_for_it_costs_nothing(
+    data_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No record comes any more that would take those with it that wait."""
+    assert cli.run(options(data_folder, tmp_path / "whole")) == 0
+    intact, disk, slept = train.Session.update, contextlib.ExitStack(), []
+
+    def update(self: train.Session, step: int, stop: Stop) -> str:
+        if step == 3:
+            disk.enter_context(full_disk(300))
+        return intact(self, step, stop)
+
+    def sleep(seconds: float) -> None:
+        slept.append(seconds)
+        if len(slept) == 2:
+            disk.close()
+
+    monkeypatch.setattr(train.Session, "update", update)
+    monkeypatch.setattr(saving, "PATIENCE", 5.0)
+    monkeypatch.setattr(saving, "time", SimpleNamespace(monotonic=time.monotonic, sleep=sleep))
+    with disk:
+        assert cli.run(options(data_folder, tmp_path / "full")) == 0
+    assert len(slept) == 2
+    assert_same_end(tmp_path / "full", tmp_path / "whole")
 
 
 def test_a_disk_that_will_not_do_is_told_at_the_start(

@@ -55,6 +55,12 @@ class Journal:
         if self.records:
             self.records.sync(state.records_bytes)
 
+    def flush(self) -> None:
+        """Write the records that wait, if the disk has room again."""
+        if self.records:
+            with contextlib.suppress(OSError):  # they go on waiting
+                self.records.flush()
+
     def tokens(self, step: int) -> int:
         """Tokens trained on in the first `step` updates."""
         return self.batches.position(step) * self.config.model.block_size

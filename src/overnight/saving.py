@@ -76,6 +76,7 @@ class Saver:
                     "Free some space and run the same command again: it goes on from the checkpoint before.",
                 )
             time.sleep(1)
+            self.journal.flush()  # the checkpoint vouches for records, and no new one takes those along
             self._submit()
             self._finish()
 
