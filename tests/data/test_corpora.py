@@ -118,7 +118,9 @@ def test_the_first_shard_is_validation_and_nothing_is_left_but_the_data(
     hub: Misbehaving, start: Start, tmp_path: Path, expected: np.ndarray
 ) -> None:
     code, out, err = run(start, "fineweb-edu", *SHARDS)
-    assert (code, err) == (0, ""), err
+    # Where it takes longer than two seconds, and only there, lines of progress.
+    complaints = [line for line in err.splitlines() if not line.endswith(" left")]
+    assert (code, complaints) == (0, [])
     assert f"data/fineweb-edu: {FILES * ROWS} documents" in out
     data = Data(tmp_path / "data" / "fineweb-edu")
     assert np.array_equal(everything(data), expected)

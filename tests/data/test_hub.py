@@ -37,8 +37,8 @@ Run = Callable[..., subprocess.CompletedProcess[str]]
 def listed(hub: Misbehaving, tmp_path: Path) -> Run:
     """`listed(dataset, config)`: a process that lists its files as JSON."""
 
-    def call(*what: Any, **more: str) -> subprocess.CompletedProcess[str]:
-        code = f"print(json.dumps(asdict(list_files(*{what!r}, patience=0.5, base=0.01))))"
+    def call(*what: Any, patience: float = 0.5, **more: str) -> subprocess.CompletedProcess[str]:
+        code = f"print(json.dumps(asdict(list_files(*{what!r}, patience={patience}, base=0.01))))"
         process = begin_process(hub, code, tmp_path, **more)
         out, err = process.communicate(timeout=60)
         return subprocess.CompletedProcess(process.args, process.returncode, out, err)
@@ -111,7 +111,7 @@ def test_a_hub_that_does_not_answer_is_asked_a_few_times(hub: Misbehaving, liste
     api = f"api/datasets/{NAME}"
     hub.will(api, ("status", 503, {}), ("status", 429, {}))
     hub.will(f"{api}/tree/{COMMIT}", ("status", 500, {}))
-    assert paths(listed(NAME)) == ["train-0.parquet"]
+    assert paths(listed(NAME, patience=30)) == ["train-0.parquet"]
     hub.will(api, *[("status", 503, {})] * 99)
     down = listed(NAME)
     gone = listed(NAME, HF_ENDPOINT=GONE)
