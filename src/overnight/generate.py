@@ -10,6 +10,7 @@ from torch import Tensor
 from overnight.data.tokens import Tokenizer
 from overnight.errors import Failure
 from overnight.models.gpt2 import GPT, KVCache
+from overnight.models.linear import compute_dtype
 from overnight.packing import packed
 from overnight.terminal import visible
 
@@ -45,11 +46,6 @@ def draw(logits: Tensor, sampling: Sampling, generator: torch.Generator) -> Tens
         ordered = ordered.masked_fill(before >= sampling.top_p, 0.0)
         probabilities = torch.zeros_like(probabilities).scatter(-1, order, ordered)
     return torch.multinomial(probabilities, 1, generator=generator).squeeze(1)
-
-
-def compute_dtype(device: torch.device) -> torch.dtype:
-    """What attention computes in here: autocast's type inside of it, fp32 elsewhere."""
-    return torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else torch.float32
 
 
 @torch.no_grad()

@@ -1,9 +1,12 @@
 """What the operating system says of this machine. No torch here: `prepare` uses it too."""
 
 import contextlib
+import ctypes
 import os
 import platform
 from pathlib import Path
+
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # malloc.h
 
 
 def cpu_count() -> int:
@@ -18,6 +21,27 @@ def cpu_name() -> str:
             return next(line.split(":")[1].strip() for line in file if line.startswith("model name"))
     except (OSError, StopIteration):
         return platform.processor() or platform.machine()
+
+
+def vendor() -> str:
+    """Who made the processor ("GenuineIntel", "AuthenticAMD"); "" where the system does not tell."""
+    try:
+        with open("/proc/cpuinfo") as file:
+            return next(line.split(":")[1].strip() for line in file if line.startswith("vendor_id"))
+    except (OSError, StopIteration):
+        return ""
+
+
+def keep_memory() -> None:
+    """Let the process keep what it frees, where its allocator is glibc's. By default a block of more than
+    32 MB comes in fresh pages each time, and having them filled with zeros can take longer than what is
+    computed there."""
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError, TypeError):
+        return  # another C library
+    mallopt(M_MMAP_MAX, 0)  # nothing in mappings of its own
+    mallopt(M_TRIM_THRESHOLD, -1)  # and nothing given back
 
 
 UNTOLD = 8 * 2**30  # bytes of memory to count on where the system does not tell

@@ -11,7 +11,7 @@ from overnight.data.shards import Tokens
 from overnight.models.gpt2 import GPT
 from overnight.world import World
 
-LOGITS_AT_ONCE = 1 << 24  # numbers: 64 MB of fp32
+TOKENS_AT_ONCE = {"cpu": 4096, "cuda": 65_536, "mps": 16_384}  # few shapes: full batches, and what is left
 
 
 @torch.no_grad()
@@ -33,8 +33,7 @@ def validation(
     """
     predicted = min(len(tokens) - 1, limit or len(tokens))
     starts = range(0, predicted, block_size)
-    assert isinstance(model.config.vocab_size, int)
-    rows = max(1, min(64, LOGITS_AT_ONCE // (block_size * model.config.vocab_size)))
+    rows = max(1, TOKENS_AT_ONCE[world.device.type] // block_size)
     totals = torch.zeros(2, dtype=torch.float64)  # summed loss, summed bytes
     was_training = model.training
     model.eval()

@@ -15,9 +15,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from overnight.config import ModelConfig
+from overnight.models import head
+from overnight.models.linear import linear
 
 
 class Linear(nn.Linear):
+    def forward(self, x: Tensor) -> Tensor:
+        return linear(x, self.weight, self.bias)
+
     def reset_parameters(self) -> None:
         """Nothing: `GPT.init_weights` or a checkpoint fills every tensor."""
 
@@ -179,14 +184,14 @@ class GPT(nn.Module):
 
     def logits(self, x: Tensor) -> Tensor:
         """Scores of the next token: (..., C) -> (..., V). The head is the token embedding ("tied")."""
-        return F.linear(x, self.wte.weight, self.padding)
+        return linear(x, self.wte.weight, self.padding)
 
     def token_losses(self, idx: Tensor, targets: Tensor) -> Tensor:
         """Negative log-likelihood of each target in nats: (B, T), (B, T) -> (B, T) fp32."""
-        logits = self.logits(self.hidden(idx)).float()  # (B, T, V)
-        return F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none").view_as(targets)
+        x = self.hidden(idx).flatten(0, 1)  # (B T, C)
+        return head.token_losses(x, self.wte.weight, self.padding, targets.flatten()).view_as(targets)
 
     def forward(self, idx: Tensor, targets: Tensor) -> Tensor:
         """The mean of `token_losses`, a scalar: what training minimises."""
-        logits = self.logits(self.hidden(idx)).float()  # (B, T, V)
-        return F.cross_entropy(logits.flatten(0, 1), targets.flatten())
+        x = self.hidden(idx).flatten(0, 1)  # (B T, C)
+        return head.mean_loss(x, self.wte.weight, self.padding, targets.flatten())

@@ -1,0 +1,88 @@
+"""The loss of the last layer's output, without ever holding the logits of a whole batch.
+
+64 x 1,024 positions of GPT-2 have 13 GB of fp32 logits, and as many of their gradient. Nothing is needed
+of them but the loss and two products with their gradient, so some rows at a time are computed, used and
+forgotten.
+
+Letters:  N  positions    C  n_embd    V  rows of the embedding
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from overnight.models.linear import compute_dtype, linear
+
+# Logits at a time. A CPU's shall stay near its caches; a GPU's products want thousands of rows.
+AT_ONCE = {"cpu": 2**25, "cuda": 2**29, "mps": 2**27}
+
+
+def rows_at_once(device: torch.device, vocabulary: int) -> int:
+    """A power of two, so that a GPU's tiles fit."""
+    return 2 ** max(0, (AT_ONCE[device.type] // vocabulary).bit_length() - 1)
+
+
+def log_probabilities(x: Tensor, weight: Tensor, padding: Tensor | None) -> Tensor:
+    """(N, C) -> (N, V) fp32, whatever the products are computed in. padding: added to the logits."""
+    logits = linear(x, weight).float()
+    return F.log_softmax(logits if padding is None else logits + padding, dim=-1)
+
+
+def token_losses(x: Tensor, weight: Tensor, padding: Tensor | None, targets: Tensor) -> Tensor:
+    """Negative log-likelihood of each target in nats: (N, C), (V, C), (V,), (N,) int64 -> (N,) fp32."""
+    rows = rows_at_once(x.device, weight.size(0))
+    parts = zip(x.split(rows), targets.split(rows), strict=True)
+    return torch.cat(
+        [F.nll_loss(log_probabilities(a, weight, padding), b, reduction="none") for a, b in parts]
+    )
+
+
+def mean_loss(x: Tensor, weight: Tensor, padding: Tensor | None, targets: Tensor) -> Tensor:
+    """The mean of `token_losses`, a fp32 scalar."""
+    dtype = compute_dtype(x.device)
+    return MeanLoss.apply(x.to(dtype), weight.to(dtype), padding, targets)
+
+
+class MeanLoss(torch.autograd.Function):
+    """Its gradient is computed along with it, while the logits are there: as many products as forward and
+    backward pass have otherwise."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, padding: Tensor | None, targets: Tensor) -> Tensor:
+        rows = rows_at_once(x.device, weight.size(0))
+        total = torch.zeros((), device=x.device)
+        grad_x, grad_weight = [], torch.zeros(weight.shape, device=x.device)  # fp32: several parts add up
+        for part, wanted in zip(x.split(rows), targets.split(rows), strict=True):
+            found = log_probabilities(part, weight, padding)
+            total -= found.gather(1, wanted[:, None]).sum()
+            if any(ctx.needs_input_grad):
+                grad = less_one(found, wanted).to(x.dtype)  # of the summed loss, by the logits
+                grad_x.append(linear(grad, weight.t()))
+                if part.dtype == torch.float32:
+                    grad_weight.addmm_(grad.t(), part)
+                else:
+                    grad_weight += grad.t() @ part
+        if grad_x:
+            ctx.save_for_backward(torch.cat(grad_x), grad_weight)
+        ctx.dtype = weight.dtype
+        return total / len(x)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        grad_x, grad_weight = ctx.saved_tensors
+        scale = grad / len(grad_x)
+        # Scaled in fp32, and only here: 1 / N alone is below what fp16 holds well.
+        return (grad_x * scale).to(grad_x.dtype), (grad_weight * scale).to(ctx.dtype), None, None
+
+
+def less_one(log_probabilities: Tensor, targets: Tensor) -> Tensor:
+    """Probabilities, less one at the target. Reuses the memory; in one pass where a compiler can do that."""
+    if torch.compiler.is_compiling():
+        ids = torch.arange(log_probabilities.size(1), device=targets.device)
+        return log_probabilities.exp() - (ids == targets[:, None]).float()
+    column = targets[:, None]
+    return log_probabilities.exp_().scatter_add_(
+        1, column, torch.full(column.shape, -1.0, device=column.device)
+    )

@@ -1,0 +1,66 @@
+"""x W' + b in fp32 on a CPU, by the library that is faster there.
+
+torch's own products call MKL, which keeps its fast paths for Intel's processors. On others oneDNN, which
+torch carries as well, is faster (docs/performance.md). torch has no public name for it: `torch.ops.mkldnn`
+is what torch.compile calls, and a torch without it is served by MKL.
+"""
+
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from overnight import machine
+
+
+def compute_dtype(device: torch.device) -> torch.dtype:
+    """What matrix products compute in here: autocast's type inside of it, fp32 elsewhere."""
+    return torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else torch.float32
+
+
+@cache
+def onednn_is_faster() -> bool:
+    """Whether to multiply with oneDNN: torch has both libraries, and the processor is not Intel's."""
+    both = torch.backends.mkl.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+    return both and machine.vendor() not in ("", "GenuineIntel")
+
+
+def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """oneDNN's x W' + b without a gradient: fp32 on the CPU, (..., K), (N, K), (N,) -> (..., N)."""
+    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+
+
+class Product(torch.autograd.Function):
+    """`product` with a gradient. That of the weight is MKL's: it reads both factors along their columns,
+    which oneDNN does worse."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        ctx.has_bias = bias is not None
+        return product(x, weight, bias)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor, Tensor | None]:
+        x, weight = ctx.saved_tensors
+        rows = grad.flatten(0, -2)
+        return (
+            product(grad, weight.t()) if ctx.needs_input_grad[0] else None,
+            rows.t() @ x.flatten(0, -2),
+            rows.sum(0) if ctx.has_bias else None,
+        )
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """F.linear, by oneDNN where that is faster: in fp32 on a CPU, outside of autocast and torch.compile."""
+    if (
+        x.device.type != "cpu"
+        or torch.compiler.is_compiling()
+        or not x.dtype == weight.dtype == torch.float32
+        or torch.is_autocast_enabled("cpu")
+        or not onednn_is_faster()
+    ):
+        return F.linear(x, weight, bias)
+    return Product.apply(x, weight, bias) if torch.is_grad_enabled() else product(x, weight, bias)
