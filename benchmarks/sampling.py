@@ -13,7 +13,8 @@ import transformers
 
 from common import save
 from overnight.config import ModelConfig
-from overnight.generate import Sampling, generate
+from overnight.decode import Sampling
+from overnight.generate import generate
 from overnight.models.gpt2 import GPT
 
 PROMPT, LENGTH, ROUNDS = 32, 128, 7

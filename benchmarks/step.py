@@ -20,7 +20,7 @@ from overnight.data.loader import Loader
 from overnight.data.shards import ShardWriter, Tokens, open_shard
 from overnight.models.gpt2 import GPT
 from overnight.optim import adamw
-from overnight.train import train_step
+from overnight.step import train_step
 from overnight.world import World
 
 CPU = torch.device("cpu")

@@ -54,8 +54,8 @@ def poison(data_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., 
     def arrange(*steps: int, value: float = float("nan")) -> None:
         bad = rows_of(data_folder, steps)
 
-        def forward(self: GPT, idx: Tensor, targets: Tensor) -> Tensor:
-            loss = intact(self, idx, targets)
+        def forward(self: GPT, idx: Tensor, targets: Tensor, *head: Tensor) -> Tensor:
+            loss = intact(self, idx, targets, *head)
             return loss * value if any(row.numpy().tobytes() in bad for row in idx) else loss
 
         monkeypatch.setattr(GPT, "forward", forward)
@@ -373,8 +373,8 @@ def test_older_checkpoints_make_room_for_a_new_one(
 def test_out_of_memory_names_the_micro_batch_that_fits(data_folder: Path, tmp_path: Path) -> None:
     """A real limit on a real process; what the message says is done, and then it fits."""
     run = tmp_path / "run"
-    big = "--device cpu --model.n-layer 1 --model.n-head 1 --model.n-embd 8 --model.block-size 16"
-    big += " --model.vocab-size 50000 --batch-tokens 16384 --steps 1 --eval-every 0 --sample.length 1"
+    big = "--device cpu --model.n-layer 20 --model.n-head 4 --model.n-embd 256 --model.block-size 16"
+    big += " --batch-tokens 16384 --steps 1 --eval-every 0 --sample.length 1"
     line = command("train", "shakespeare-cpu", "--data", data_folder, "--run", run, *big.split())
 
     def limited() -> None:

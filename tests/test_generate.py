@@ -8,7 +8,9 @@ import torch
 from overnight import packing
 from overnight.config import ModelConfig
 from overnight.data.tokens import train_bpe, train_char
-from overnight.generate import Sampling, continuations, draw, generate, stream, texts
+from overnight.decode import NOT_A_NUMBER, Decoder, Sampling, draw
+from overnight.errors import Failure
+from overnight.generate import continuations, generate, stream, texts
 from overnight.models.gpt2 import GPT
 from overnight.packing import packed
 
@@ -36,7 +38,8 @@ def test_generation_equals_the_full_forward_pass(model: GPT, prompt_length: int)
     positions are used up, the window is the second half of the context."""
     prompt = torch.randint(0, 40, (3, prompt_length), generator=torch.Generator().manual_seed(2))
     window, used = prompt[:, -12:], min(12, prompt_length)
-    for drawn in generate(model, prompt, 40, GREEDY, seed=1):
+    for tokens in generate(model, prompt, 40, GREEDY, seed=1):
+        drawn = torch.tensor(tokens)
         if used > 12:
             window, used = window[:, -6:], 6
         logits = without_cache(model, window)
@@ -52,12 +55,12 @@ def test_drawn_logits_equal_the_full_pass_within_1e_4(model: GPT, monkeypatch: p
         seen.append(logits.clone())
         return logits.argmax(dim=-1)
 
-    monkeypatch.setattr("overnight.generate.draw", spy)
+    monkeypatch.setattr("overnight.decode.draw", spy)
     prompt = torch.randint(0, 40, (2, 4), generator=torch.Generator().manual_seed(2))
     window = prompt
     for step, drawn in enumerate(generate(model, prompt, 8, GREEDY, seed=1)):
         torch.testing.assert_close(seen[step], without_cache(model, window), atol=1e-4, rtol=0)
-        window = torch.cat([window, drawn[:, None]], dim=1)
+        window = torch.cat([window, torch.tensor(drawn)[:, None]], dim=1)
     assert len(seen) == 8
 
 
@@ -65,7 +68,7 @@ def test_the_seed_decides(model: GPT) -> None:
     prompt = torch.zeros(2, 1, dtype=torch.long)
 
     def run(seed: int) -> list:
-        return [drawn.tolist() for drawn in generate(model, prompt, 30, Sampling(), seed)]
+        return list(generate(model, prompt, 30, Sampling(), seed))
 
     assert run(1) == run(1)
     assert run(1) != run(2)
@@ -76,13 +79,75 @@ def test_no_id_is_outside_the_vocabulary() -> None:
     model = GPT(CONFIG, 40).init_weights(seed=1)
     with torch.no_grad():
         model.wte.weight[40:] += 50
-    drawn = torch.stack(list(generate(model, torch.zeros(8, 1, dtype=torch.long), 50, Sampling(5.0), 1)))
-    assert int(drawn.max()) < 40
+    drawn = list(generate(model, torch.zeros(8, 1, dtype=torch.long), 50, Sampling(5.0), 1))
+    assert max(map(max, drawn)) < 40
+
+
+LENGTHS = [3, 1, 12, 7, 30]  # prompts; the context is 12
+
+
+def prompts_of(lengths: list[int]) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(5)
+    return [torch.randint(0, 40, (length,), generator=generator) for length in lengths]
+
+
+def test_prompts_of_many_lengths_go_on_as_each_would_alone(model: GPT) -> None:
+    """Far beyond the block size, where each of them starts anew at a time of its own."""
+    prompts = prompts_of(LENGTHS)
+    together = list(generate(model, prompts, 40, GREEDY, seed=1))
+    for row, prompt in enumerate(prompts):
+        alone = [token for (token,) in generate(model, [prompt], 40, GREEDY, seed=1)]
+        assert [tokens[row] for tokens in together] == alone
+
+
+@pytest.mark.parametrize("lengths", [[4], [5, 5], LENGTHS], ids=str)
+@pytest.mark.parametrize("sampling", [GREEDY, Sampling(top_k=10)], ids=["greedy", "drawn"])
+def test_steps_of_one_shape_draw_the_same(model: GPT, lengths: list[int], sampling: Sampling) -> None:
+    """What a GPU launches as a captured graph, here without the capture."""
+
+    def run(static: bool) -> list[list[int]]:
+        with torch.no_grad():
+            decoder = Decoder(model, prompts_of(lengths), 40, sampling, 3, 40, static)
+            return [decoder.step().tolist() for _ in range(40)]
+
+    assert run(static=True) == run(static=False)
+
+
+def test_a_static_step_makes_the_same_shapes_each_time(model: GPT) -> None:
+    shapes = []
+
+    class Shapes(torch.utils._python_dispatch.TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+            shapes[-1].append((str(function), [tuple(a.shape) for a in args if isinstance(a, torch.Tensor)]))
+            return function(*args, **(kwargs or {}))
+
+    with torch.no_grad():
+        decoder = Decoder(model, prompts_of([3, 5]), 6, Sampling(), 3, 40, static=True)
+        decoder.step()
+        for _ in range(5):
+            shapes.append([])
+            with Shapes():
+                decoder.step()
+    assert all(one == shapes[0] for one in shapes)
+
+
+def test_what_is_not_a_number_is_said_and_fed_to_nobody(model: GPT) -> None:
+    logits = torch.tensor([[0.0, 1.0], [0.0, torch.nan], [torch.inf, 0.0], [-torch.inf, -torch.inf]])
+    for sampling in (GREEDY, Sampling()):
+        drawn = draw(logits, sampling, torch.ones(4, 2)).tolist()
+        assert drawn == [1, NOT_A_NUMBER, NOT_A_NUMBER, NOT_A_NUMBER]
+    broken = GPT(CONFIG, 40).init_weights(seed=1)
+    with torch.no_grad():
+        broken.ln_f.weight.fill_(torch.nan)
+    for sampling in (GREEDY, Sampling()):
+        with pytest.raises(Failure, match="diverged"):
+            list(generate(broken, [torch.tensor([1])], 3, sampling, seed=1))
 
 
 def frequencies(sampling: Sampling, probabilities: list[float], n: int = 4000) -> dict[int, float]:
     logits = torch.tensor(probabilities).log().expand(n, -1)
-    drawn = draw(logits, sampling, torch.Generator().manual_seed(1)).tolist()
+    noise = torch.empty(logits.shape).exponential_(generator=torch.Generator().manual_seed(1))
+    drawn = draw(logits, sampling, noise).tolist()
     return {token: count / n for token, count in sorted(Counter(drawn).items())}
 
 
@@ -128,17 +193,17 @@ def test_endoftext_ends_a_text() -> None:
     tokenizer = train_char(["".join(map(chr, range(0x20, 0x20 + 63)))])
     a, b, c = (int(tokenizer.encode(letter)[0]) for letter in "ABC")
     model = rigged([a, b, c, tokenizer.eot])
-    assert texts(model, tokenizer, "A", 2, 20, GREEDY, seed=1) == ["BC", "BC"]
-    assert "".join(stream(model, tokenizer, "A", 1, 20, GREEDY, seed=1)) == "ABC\n"
-    assert list(continuations(model, tokenizer, "A", 1, 20, GREEDY, seed=1)) == [[b], [c]]
+    assert texts(model, tokenizer, ["A", "A"], 20, GREEDY, seed=1) == ["BC", "BC"]
+    assert "".join(stream(model, tokenizer, ["A"], 20, GREEDY, seed=1)) == "ABC\n"
+    assert list(continuations(model, tokenizer, ["A"], 20, GREEDY, seed=1)) == [[b], [c]]
 
 
 def test_a_stream_is_the_text(model: GPT) -> None:
     tokenizer = train_bpe(iter(["naïve café 你好 " * 20]), 300)
     big = GPT(ModelConfig(1, 2, 16, 12, vocab_size=tokenizer.vocab_size), tokenizer.vocab_size)
     big.init_weights(seed=5)
-    written = texts(big, tokenizer, "caf", 3, 60, Sampling(), seed=9)
-    streamed = "".join(stream(big, tokenizer, "caf", 3, 60, Sampling(), seed=9))
+    written = texts(big, tokenizer, ["caf"] * 3, 60, Sampling(), seed=9)
+    streamed = "".join(stream(big, tokenizer, ["caf"] * 3, 60, Sampling(), seed=9))
     first = streamed.split("-" * 40)[0]
     visible_text = first.removeprefix("caf").removesuffix("\n")
     assert len(visible_text) > 10
@@ -150,14 +215,14 @@ def test_escape_codes_are_shown_not_obeyed() -> None:
     tokenizer = train_char(["".join(map(chr, range(63)))])
     escape, bell = int(tokenizer.encode("\x1b")[0]), int(tokenizer.encode("\x07")[0])
     model = rigged([escape, bell, tokenizer.eot])
-    assert "".join(stream(model, tokenizer, "\x1b", 1, 5, GREEDY, seed=1)) == "\u241b\u2407\n"
+    assert "".join(stream(model, tokenizer, ["\x1b"], 5, GREEDY, seed=1)) == "\u241b\u2407\n"
 
 
 @pytest.mark.parametrize("rows", [1, 2, 8, 64])
 def test_packed_weights_change_nothing_but_rounding(
     model: GPT, rows: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(packing, "onednn_is_faster", lambda: False)  # else one row would not be packed
+    monkeypatch.setattr(packing, "uses_onednn", lambda: False)  # else one row would not be packed
     ids = torch.randint(0, 40, (rows, 5), generator=torch.Generator().manual_seed(3))
     plain_many, plain_one = model.hidden(ids), model.logits(model.hidden(ids[:, :1]))
     with packed(model, rows):
@@ -165,3 +230,23 @@ def test_packed_weights_change_nothing_but_rounding(
         torch.testing.assert_close(model.logits(model.hidden(ids[:, :1])), plain_one, atol=1e-4, rtol=1e-4)
     assert torch.equal(model.hidden(ids), plain_many), "the methods are the model's own again"
     assert "logits" not in vars(model)
+
+
+def test_in_low_precision_weights_are_cast_once(model: GPT) -> None:
+    ids = torch.randint(0, 40, (2, 5), generator=torch.Generator().manual_seed(3))
+    with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
+        cast_each_time = model.logits(model.hidden(ids))
+        with packed(model, 2), Casts() as casts:
+            assert torch.equal(model.logits(model.hidden(ids)), cast_each_time)
+    assert not casts.weights
+
+
+class Casts(torch.utils._python_dispatch.TorchDispatchMode):
+    """Counts what has the shape of a weight and changes its type."""
+
+    weights = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        if "_to_copy" in str(function) and args[0].dim() == 2:
+            self.weights += 1
+        return function(*args, **(kwargs or {}))

@@ -18,6 +18,7 @@ from overnight import cli, evaluator, records, resolve, train
 from overnight.checkpoint import list_steps
 from overnight.data.batches import Batches
 from overnight.data.manifest import Data
+from overnight.models import linear
 from overnight.models.gpt2 import GPT
 from overnight.stop import Stop
 
@@ -202,6 +203,7 @@ def test_records_hold_what_the_design_says(data_folder: Path, tmp_path: Path) ->
         "device": "cpu",
         "precision": "fp32",
         "compile": "off",
+        "train.products": linear.choose_products("auto"),
     }
     loss = by_kind["event"][1]["detail"]
     assert loss["sane"]
@@ -275,7 +277,7 @@ def test_weights_of_another_run_can_be_the_start(data_folder: Path, tmp_path: Pa
 def test_a_compiler_that_fails_costs_one_line(
     data_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
 ) -> None:
-    def no_compiler(model: torch.nn.Module) -> torch.nn.Module:
+    def no_compiler(function: object, **how: object) -> object:
         raise RuntimeError("no compiler here\nand many more lines")
 
     monkeypatch.setattr(torch, "compile", no_compiler)
@@ -284,6 +286,23 @@ def test_a_compiler_that_fails_costs_one_line(
     assert capsys.readouterr().out.count("torch.compile does not work here") == 1
     assert cli.run(options(data_folder, plain, "--steps", 3)) == 0
     assert measured(run) == measured(plain)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_compiled_run_has_one_graph_whatever_is_evaluated(
+    precision: str, data_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Validations end in shorter batches and windows, samples grow, steps accumulate: nothing of that is
+    compiled, and nothing is compiled again."""
+    intact, counters = torch.compile, torch._dynamo.utils.counters
+    monkeypatch.setattr(torch, "compile", lambda f, **how: intact(f, backend="aot_eager", **how))
+    torch._dynamo.reset()
+    counters.clear()
+    more = ["--steps", 6, "--compile", "on", "--precision", precision, "--micro-batch", 2]
+    more += ["--eval-every", 2, "--val-tokens", 77, "--sample-every", 2, "--sample.length", 30]
+    assert cli.run(options(data_folder, tmp_path / "run", *more)) == 0
+    assert counters["stats"]["unique_graphs"] == 1
+    assert not counters["graph_break"]
 
 
 def test_a_compiled_run_trains_the_same_model(data_folder: Path, tmp_path: Path) -> None:

@@ -13,7 +13,9 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 from overnight.errors import UserError, refuse
 
 Auto = Literal["auto"]
-LATER = {"parallel", "max_restarts", "train"}  # fields that config.json of older runs does not have
+# Fields that config.json of older runs does not have.
+LATER = {"parallel", "max_restarts", "model.residual", "model.logits", "optim.fused", "train"}
+LATER |= {"train.cast", "train.attention_kernel", "train.products"}
 RAMP_START = 32_768  # tokens a step at the start of a batch ramp (GPT-3's paper, table 2.1 and appendix B)
 
 
@@ -39,6 +41,10 @@ class ModelConfig:
     """Fraction of activations set to 0 in training."""
     attention: Literal["flash", "manual"] = "flash"
     """torch's fused kernel, or the formula spelt out."""
+    residual: Literal["low", "fp32"] = "low"
+    """Residual stream: as matrix products where those are in bf16; or in fp32 always."""
+    logits: Literal["parts", "whole"] = "parts"
+    """In training: of some positions at a time, or of the whole micro-batch."""
 
     def problems(self) -> Iterator[str]:
         yield from at_least(self, "model.", 1, "n_layer", "n_head", "n_embd", "block_size", "vocab_size")
@@ -72,6 +78,8 @@ class OptimConfig:
     """Added to the root of the second moment."""
     grad_clip: float = 1.0
     """Largest norm of the gradient; 0 turns clipping off."""
+    fused: bool = True
+    """AdamW in one kernel, or in torch's default form."""
     ramp_tokens: int = 0
     """Tokens over which the batch grows linearly from 32,768 tokens to batch-tokens (GPT-3); 0: no ramp."""
 
@@ -103,6 +111,12 @@ class TrainConfig:
     max_bad_steps: int = 10
     """Updates in a row without a finite loss and gradient after which a run goes back to its last good
     checkpoint and leaves out their windows; where that does not help, it gives up."""
+    cast: Literal["step", "product"] = "step"
+    """When weights become bf16 or fp16: once a step (one process), or in every product (autocast)."""
+    attention_kernel: Literal["fastest", "default"] = "fastest"
+    """On CUDA: the one that is fastest here, measured at the start; or torch's choice."""
+    products: Literal["auto", "mkl", "onednn"] = "auto"
+    """Who multiplies matrices on a CPU; auto: MKL on Intel's processors, oneDNN on others."""
 
     def problems(self) -> Iterator[str]:
         yield from at_least(self, "train.", 1, "max_bad_steps")
@@ -272,16 +286,17 @@ def from_dict(described: dict[str, Any], where: str) -> Config:
         raise UserError(f"the config {where} is damaged or of another version: {error}") from None
 
 
-def _build(kind: type, described: Any) -> Any:
+def _build(kind: type, described: Any, prefix: str = "") -> Any:
     """A dataclass from plain data, each value checked against the field's type."""
     hints = get_type_hints(kind)
-    if not isinstance(described, dict) or not set(hints) - LATER <= set(described) <= set(hints):
+    needed = {name for name in hints if prefix + name not in LATER}
+    if not isinstance(described, dict) or not needed <= set(described) <= set(hints):
         raise TypeError(f"{kind.__name__} does not have the fields {', '.join(hints)}")
     values = {}
     for name in set(hints) & set(described):
         hint, value = hints[name], described[name]
         if dataclasses.is_dataclass(hint):
-            values[name] = _build(hint, value)  # type: ignore[arg-type]
+            values[name] = _build(hint, value, f"{name}.")  # type: ignore[arg-type]
         else:
             values[name] = tuple(value) if isinstance(value, list) else value
             if not _fits(values[name], hint):

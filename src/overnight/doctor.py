@@ -16,8 +16,8 @@ from overnight.errors import DONE, FAILURE
 from overnight.machine import cpu_count, cpu_name, memory
 from overnight.models.gpt2 import GPT
 from overnight.optim import adamw
+from overnight.step import train_step
 from overnight.terminal import size
-from overnight.train import train_step
 
 # The lecture's example of tokenisation.
 HELLO = ("Hello, I'm a language model,", [15496, 11, 314, 1101, 257, 3303, 2746, 11])

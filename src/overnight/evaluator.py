@@ -7,10 +7,11 @@ from overnight import errors
 from overnight.config import Config
 from overnight.data.batches import key
 from overnight.data.manifest import Data
+from overnight.decode import Sampling
 from overnight.evals import reference
 from overnight.evals.hellaswag import Question, hellaswag
 from overnight.evals.loss import validation
-from overnight.generate import Sampling, texts
+from overnight.generate import texts
 from overnight.models.gpt2 import GPT
 from overnight.records import Records
 from overnight.terminal import Status, visible
@@ -88,7 +89,7 @@ class Evaluator:
         try:
             with self.autocast():
                 written = texts(
-                    model, self.data.tokenizer, wanted.prompt, wanted.count, wanted.length,
+                    model, self.data.tokenizer, [wanted.prompt] * wanted.count, wanted.length,
                     Sampling(), seed,
                 )  # fmt: skip
         except errors.Failure as error:

@@ -1,4 +1,7 @@
-"""Known GPUs: peak rates and memory. No torch here: `overnight plan` speaks of cards that are elsewhere."""
+"""Known GPUs: peak rates and memory; what suits a kind of device.
+
+No torch here: `overnight plan` speaks of cards that are elsewhere.
+"""
 
 import re
 from dataclasses import dataclass
@@ -34,6 +37,16 @@ GPUS = (
     Gpu("V100 32GB", r"\bV100\b", "fp16", 125e12, 32 * GB),
     Gpu("T4", r"\bT4$", "fp16", 65e12, 16 * GB),
 )
+
+
+# Logits that a kind of device computes at a time (models/head.py): a CPU's shall stay near its caches, a
+# GPU's products want thousands of rows.
+LOGITS_AT_ONCE = {"cpu": 2**25, "cuda": 2**29, "mps": 2**27}
+
+
+def rows_at_once(device: str, vocabulary: int) -> int:
+    """Positions whose logits are computed together: a power of two, so that a GPU's tiles fit."""
+    return 2 ** max(0, (LOGITS_AT_ONCE[device] // vocabulary).bit_length() - 1)
 
 
 def named(name: str) -> Gpu:

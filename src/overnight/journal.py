@@ -75,13 +75,15 @@ class Journal:
     def disk_refuses(self, error: OSError) -> None:
         self.say(f"{self.run}: records wait in memory, training goes on: {disk_problem(error)}.")
 
-    def announce(self) -> None:
-        """Say and record what begins here."""
+    def announce(self, attention: str | None = None) -> None:
+        """Say and record what begins here. attention: the kernel that was chosen."""
         start, config, world = self.start, self.config, self.world
         self.began = time.monotonic()
         here = {"size": world.size, "device": str(world.device), "threads": torch.get_num_threads()}
         restarts = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
         detail: dict[str, Any] = {"world": here, "auto": start.auto, "version": __version__}
+        if attention:
+            detail["attention"] = attention
         if start.resuming:
             detail |= {"changes": start.changes, "damaged": start.damaged, "restarts": restarts}
             for problem in start.damaged:

@@ -18,9 +18,9 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
 
 
 def adamw(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
-    """AdamW (Loshchilov and Hutter, 2019), in the fused kernel that cpu, cuda and mps all have."""
+    """AdamW (Loshchilov and Hutter, 2019); fused: in the one kernel that cpu, cuda and mps all have."""
     groups = [group for group in parameter_groups(model, config.weight_decay) if group["params"]]
-    return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=True)
+    return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=config.fused)
 
 
 def learning_rate(step: int, steps: int, config: OptimConfig) -> float:

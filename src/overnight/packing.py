@@ -1,38 +1,48 @@
-"""Weights in the order in which the CPU's matrix kernels read them, for generating text.
+"""Copies of the weights as generating text wants them, made once and used for every token.
 
-A few rows times a large matrix is bound by how the matrix is read. oneDNN can lay a matrix out for a given
-number of rows once ("packing"), which pays from the second token on.
+A few rows times a large matrix is bound by how the matrix is read. On a CPU oneDNN can lay it out for a given
+number of rows ("packing"), which pays from the second token on. In bf16 and fp16 it is cast once.
 """
 
 import contextlib
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from overnight.models.gpt2 import GPT, Linear
-from overnight.models.linear import linear, onednn_is_faster
+from overnight.models.linear import compute_dtype, linear, uses_onednn
 
 MOST_ROWS = 64  # beyond, packing inside the product costs little
 
 
 @contextlib.contextmanager
 def packed(model: GPT, rows: int) -> Iterator[None]:
-    """Inside, products of exactly `rows` rows use packed copies of the weights; all others are as ever.
+    """Inside, the model's products use such copies, which take as much memory as the weights; those for a CPU
+    in fp32 only in products of exactly `rows` rows, up to 64.
 
-    Does nothing but on a CPU in fp32 with oneDNN, for up to 64 rows. The copies take as much memory as the
-    weights. torch.ops.mkldnn is what torch.compile's freezing calls; a torch without it is served unpacked.
+    torch.ops.mkldnn is what torch.compile's freezing calls; a torch without it is served unpacked.
     """
     weight = model.wte.weight
-    fits = weight.device.type == "cpu" and not torch.is_autocast_enabled("cpu") and rows <= MOST_ROWS
-    as_fast_unpacked = rows == 1 and onednn_is_faster()
-    if as_fast_unpacked or not (fits and hasattr(torch.ops.mkldnn, "_reorder_linear_weight")):
+    dtype = compute_dtype(weight.device)
+    if dtype != torch.float32:
+        pack: Callable[[Tensor, Tensor | None], Callable[[Tensor], Tensor]] = partial(cast, dtype)
+    elif (
+        weight.device.type == "cpu"
+        and rows <= MOST_ROWS
+        and hasattr(torch.ops.mkldnn, "_reorder_linear_weight")
+        and not (rows == 1 and uses_onednn())  # which reads a single row as fast unpacked
+    ):
+        pack = partial(laid_out, rows)
+    else:
         yield
         return
     linears = [module for module in model.modules() if isinstance(module, Linear)]
     for module in linears:
-        module.forward = pack(module.weight, module.bias, rows)  # type: ignore[method-assign, assignment]
-    model.logits = pack(weight, model.padding, rows)  # type: ignore[method-assign, assignment]
+        module.forward = pack(module.weight, module.bias)  # type: ignore[method-assign, assignment]
+    model.logits = pack(weight, model.padding)  # type: ignore[method-assign, assignment]
     try:
         yield
     finally:
@@ -42,14 +52,21 @@ def packed(model: GPT, rows: int) -> Iterator[None]:
             del module.forward
 
 
-def pack(weight: Tensor, bias: Tensor | None, rows: int) -> Callable[[Tensor], Tensor]:
-    """A function x -> x weight' + bias, with `weight` packed for `rows` rows."""
+def laid_out(rows: int, weight: Tensor, bias: Tensor | None) -> Callable[[Tensor], Tensor]:
+    """A function x -> x weight' + bias, with a copy of `weight` laid out for `rows` rows."""
     weight = weight.detach()
-    laid_out = torch.ops.mkldnn._reorder_linear_weight(weight, rows)
+    copy = torch.ops.mkldnn._reorder_linear_weight(weight, rows)
 
     def product(x: Tensor) -> Tensor:
         if x.numel() != rows * x.size(-1):
             return linear(x, weight, bias)
-        return torch.ops.mkldnn._linear_pointwise(x, laid_out, bias, "none", [], "")
+        return torch.ops.mkldnn._linear_pointwise(x, copy, bias, "none", [], "")
 
     return product
+
+
+def cast(dtype: torch.dtype, weight: Tensor, bias: Tensor | None) -> Callable[[Tensor], Tensor]:
+    """The same, computed in `dtype`."""
+    copy = weight.detach().to(dtype)
+    beside = None if bias is None else bias.detach().to(dtype)
+    return lambda x: F.linear(x.to(dtype), copy, beside)

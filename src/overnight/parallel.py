@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from overnight.config import Config
-from overnight.models.gpt2 import GPT
+from overnight.models.gpt2 import GPT, Linear
 from overnight.world import World
 
 Autocast = Callable[[], contextlib.AbstractContextManager]
@@ -28,33 +28,82 @@ def spread(
     if config.parallel == "fsdp":
         return shard(model, world, config.compile == "on")
     model.to(world.device)
+    module: GPT | CastOnce = model
+    half = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(config.precision)
+    # With other ranks the casts stay inside: torch.compile cuts its graph at the weights of DDP's buckets,
+    # so that their gradients travel during the backward pass, and has to see them for that.
+    if half and config.train.cast == "step" and world.size == 1:
+        module = CastOnce(model, half)
+    together = replicate(module, world)
     if config.compile == "on":
-        return replicate(compiled(model, config, world, autocast, say), world)
-    return replicate(model, world)
+        compile_for(together, module, config, world, autocast, say)
+    return together
 
 
-def compiled(
-    model: GPT, config: Config, world: World, autocast: Autocast, say: Callable[[str], None]
-) -> nn.Module:
-    """The model, compiled if that works here. Evaluation and sampling always use the raw one, whose shapes
-    may change."""
+class CastOnce(nn.Module):
+    """A model whose matrices are kept in bf16 or fp16 beside the fp32 weights, cast once a step (`refresh`)
+    and not in every micro-step. Gradients reach the fp32 weights, and add up there, in fp32."""
+
+    def __init__(self, model: GPT, dtype: torch.dtype):
+        super().__init__()
+        self.model = model
+        self.names = [f"{name}.weight" for name, part in model.named_modules() if isinstance(part, Linear)]
+        self.weights = [
+            model.get_parameter(name) for name in (*self.names, "wte.weight")
+        ]  # its use as a head
+        self.copies = [weight.detach().to(dtype) for weight in self.weights]
+
+    @torch.no_grad()
+    def refresh(self) -> None:
+        """The weights have changed."""
+        torch._foreach_copy_(self.copies, list[Tensor](self.weights))
+
+    def forward(self, idx: Tensor, targets: Tensor) -> Tensor:
+        *matrices, head = map(Cast.apply, self.weights, self.copies)
+        return self.compute(matrices, head, idx, targets)
+
+    def compute(self, matrices: list[Tensor], head: Tensor, idx: Tensor, targets: Tensor) -> Tensor:
+        """The loss with these in place of the model's own: what is compiled."""
+        inputs = (idx, targets, head)
+        return torch.func.functional_call(self.model, dict(zip(self.names, matrices, strict=True)), inputs)
+
+
+class Cast(torch.autograd.Function):
+    """What `weight.to(dtype)` is, whose result is there already."""
+
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, copy: Tensor) -> Tensor:
+        return copy.detach()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return grad.float(), None
+
+
+def compile_for(
+    together: nn.Module, module: GPT | CastOnce, config: Config, world: World, autocast: Autocast,
+    say: Callable[[str], None],
+) -> None:  # fmt: skip
+    """Compile what the module computes, for the one shape of training: one graph of model and loss. It is
+    tried at once, `together` with the other ranks, and taken back where that fails. Evaluation and sampling
+    call other methods, in other shapes, which stay as they are."""
+    name = "compute" if isinstance(module, CastOnce) else "forward"
     try:
-        result: nn.Module = torch.compile(model)  # type: ignore[assignment]
+        setattr(module, name, torch.compile(getattr(module, name), fullgraph=True, dynamic=False))
         assert isinstance(config.micro_batch, int)
-        windows = torch.zeros(
-            config.micro_batch, config.model.block_size, dtype=torch.long, device=world.device
-        )
+        shape = config.micro_batch, config.model.block_size
+        # Two tensors: what is compiled for one that is given twice is compiled again for two.
+        inputs, targets = (torch.zeros(shape, dtype=torch.long, device=world.device) for _ in range(2))
         with autocast():
-            loss = result(windows, windows)
+            loss = together(inputs, targets)
         loss.backward()
     except torch.OutOfMemoryError:
         raise
     except Exception as error:  # whatever a compiler may throw: training works without one
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
         say(f"torch.compile does not work here, training goes on without it ({reason}).")
-        result = model
-    model.zero_grad(set_to_none=True)
-    return result
+        vars(module).pop(name, None)  # it hid the class's own method
+    module.zero_grad(set_to_none=True)
 
 
 def replicate(model: nn.Module, world: World) -> nn.Module:

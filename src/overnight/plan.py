@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 
 from overnight.config import Config, ModelConfig
+from overnight.hardware import rows_at_once
 
 CONVENTION = "6 N + 12 L C T: N without position embedding, attention in full"
 
@@ -15,6 +16,9 @@ PROCESS = {"cuda": 1 << 30, "mps": 1 << 30, "cpu": 300 << 20}
 
 # malloc keeps part of what is freed between steps: up to 35% of the activations were measured.
 HOLES = {"cuda": 0.05, "mps": 0.05, "cpu": 0.3}
+
+
+MOST_TOKENS = 65_536  # at a time: matrix products gain nothing from more rows
 
 
 def parameters_by_part(model: ModelConfig) -> dict[str, int]:
@@ -73,15 +77,21 @@ def memory(
         of_layer += (3 if model.dropout else 1) * width * model.n_head * T
     kept = of_layer + L * C * 4 if shards > 1 else L * of_layer
     kept += 10 * C * width
-    # Log-probabilities, their gradient and the logits' gradient in fp32; with autocast the logits as well.
-    logits = V * (12 + (2 if half else 0))
+    if model.logits == "whole":
+        # Log-probabilities, their gradient and the logits' in fp32; with autocast the logits as well.
+        logits = tokens * V * (12 + (2 if half else 0))
+    else:
+        # Of a part: logits and log-probabilities in fp32, with autocast the logits and their gradient too.
+        # Of all: the head's gradient in fp32, twice while it is scaled; that of the last layer's output.
+        part = min(tokens, rows_at_once(device, V))
+        logits = part * V * (8 + (4 if half else 0)) + 2 * 4 * V * C + tokens * C * width
     parts = {
         "process": PROCESS[device],
         "weights": n * (6 if half else 4) // shards,  # autocast keeps a copy
         "gradients": 4 * n,
         "optimizer": 8 * n // shards,
         "activations": int(tokens * kept * (1 + HOLES[device])),
-        "logits": tokens * logits,
+        "logits": logits,
     }
     if device != "cuda":  # there it is the host's memory
         parts["copy to save"] = checkpoint_bytes(model)
@@ -100,10 +110,11 @@ def memory_bytes(model: ModelConfig, micro_batch: int, precision: str, device: s
 def largest_micro_batch(
     model: ModelConfig, rows: int, precision: str, device: str, available: float, shards: int = 1
 ) -> int | None:
-    """The largest divisor of `rows` (a rank's windows of a step) that fits in `available` bytes; None where
-    not even one window does."""
+    """The largest divisor of `rows` (a rank's windows of a step) that fits in `available` bytes, and in
+    MOST_TOKENS; None where not even one window does."""
     budget = available * SHARE[device]
-    fits = [n for n in divisors(rows) if memory_bytes(model, n, precision, device, shards) <= budget]
+    sizes = [n for n in divisors(rows) if n == 1 or n * model.block_size <= MOST_TOKENS]
+    fits = [n for n in sizes if memory_bytes(model, n, precision, device, shards) <= budget]
     return max(fits, default=None)
 
 

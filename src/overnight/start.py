@@ -25,6 +25,7 @@ from overnight.evals.hellaswag import Question
 from overnight.files import parent_problem, to_json, write_synced
 from overnight.lock import Lock
 from overnight.machine import cpu_count, cpu_name
+from overnight.models.linear import choose_products
 from overnight.weights.tensors import Weights
 from overnight.world import World, choose_compile, choose_precision, device_memory
 
@@ -212,6 +213,7 @@ def resolve_autos(wanted: Config, old: Config | None, data: Data, world: World) 
         device=device.type,  # type: ignore[arg-type]
         precision=precision,  # type: ignore[arg-type]
         compile="on" if choose_compile(wanted.compile, device) else "off",
+        train=replace(wanted.train, products=choose_products(wanted.train.products)),
         processes=world.size,
     )
     if wanted.hellaswag_every == "auto":

@@ -1,78 +1,31 @@
-"""The training step, and the loop around it."""
+"""The loop around the training step (step.py), and what is due after each."""
 
 import gc
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 
 import torch
-from torch import Tensor, nn
 
 from overnight import checkpoint, errors, journal
 from overnight.checkpoint import State
-from overnight.data.batches import Batches, key
-from overnight.data.loader import Loader
+from overnight.data.batches import Batches
 from overnight.evaluator import Evaluator
 from overnight.files import clear_disk_errors
 from overnight.journal import Journal
 from overnight.lock import Lock
 from overnight.memory import clear_memory_errors
 from overnight.models.gpt2 import GPT
-from overnight.optim import adamw, learning_rate
-from overnight.parallel import plain, spread, unsynchronised, whole
+from overnight.parallel import plain
 from overnight.saving import Saver
 from overnight.start import Start, begin
+from overnight.step import Engine
 from overnight.stop import Stop
 from overnight.terminal import Silent, Status
 from overnight.watch import BadSteps
-from overnight.world import Reading, World, be_deterministic, use_precision
-
-Autocast = Callable[[], AbstractContextManager]
-
-
-def train_step(
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    scaler: torch.amp.GradScaler,
-    micro_batches: Iterable[tuple[Tensor, Tensor]],
-    micro_steps: int,
-    lr: float,
-    grad_clip: float,
-    autocast: Autocast,
-    mean: Callable[[Tensor], Tensor] = lambda loss: loss,
-) -> tuple[Tensor, Tensor]:
-    """One update from all of a step's micro-batches; none where loss or gradient is not finite.
-
-    mean: this rank's loss -> that of all ranks. Returns the latter, and the norm of the gradient of all ranks
-    before clipping: fp32 scalars on the device, which the host has not waited for.
-    """
-    loss = torch.zeros((), device=next(model.parameters()).device)
-    for micro_step, (inputs, targets) in enumerate(micro_batches, 1):
-        # Ranks exchange gradients in the last micro-step's backward pass only. DDP decides that in the
-        # forward pass, so it has to be inside (build-nanogpt#30: 4.59 where 3.95 was right).
-        with nullcontext() if micro_step == micro_steps else unsynchronised(model):
-            with autocast():
-                part = model(inputs, targets) / micro_steps
-            scaler.scale(part).backward()
-        loss += part.detach()
-    loss = mean(loss)
-    scaler.unscale_(optimizer)
-    grad_norm = whole(nn.utils.clip_grad_norm_(model.parameters(), grad_clip or math.inf))
-    for group in optimizer.param_groups:
-        group["lr"] = lr
-    # The fused kernel leaves weights and moments as they are where this is 1: nobody has to look first.
-    bad = 1.0 - torch.isfinite(loss + grad_norm).float()
-    optimizer.found_inf = bad  # type: ignore[attr-defined]
-    if bad.device.type != "mps" or not bad:  # whose kernel does not ask
-        optimizer.step()
-    if scaler.is_enabled():  # of shards a rank has seen its own only, but all have to scale alike
-        for found in scaler._found_inf_per_device(optimizer).values():
-            found.copy_(bad)
-    scaler.update()
-    optimizer.zero_grad(set_to_none=True)
-    return loss, grad_norm
+from overnight.world import Reading, World
 
 
 def due(step: int, every: int) -> bool:
@@ -103,11 +56,24 @@ def train(start: Start, world: World, stop: Stop, lock: Lock) -> int:
             with ExitStack() as stack:
                 session = Session(start, world, status, stack)
                 try:
-                    return loop(session, stop)
+                    with frozen_garbage():
+                        return loop(session, stop)
                 except BadSteps as row:
                     start = session.back_before(row)
             del session
             gc.collect()  # the model and all that acts on it, before there is another
+
+
+@contextmanager
+def frozen_garbage() -> Iterator[None]:
+    """In here Python's garbage collector leaves alone what was there before: looking through all of torch
+    takes a tenth of a second each time, and finds nothing."""
+    gc.collect()
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
 
 
 def loop(session: "Session", stop: Stop) -> int:
@@ -136,58 +102,45 @@ class Session:
 
     def __init__(self, start: Start, world: World, status: Status, stack: ExitStack):
         config = start.config
-        assert isinstance(config.micro_batch, int)
         assert isinstance(config.hellaswag_every, int)
-        self.micro_batch, self.hellaswag_every = config.micro_batch, config.hellaswag_every
+        self.hellaswag_every = config.hellaswag_every
         self.start, self.config, self.run, self.world = start, config, start.run, world
-        if config.deterministic:
-            be_deterministic()
-        self.autocast = use_precision(config.precision, world.device)
         self.journal = Journal(start, world, status)
-        self.model = initial_model(start)
-        self.parallel = spread(self.model, config, world, self.autocast, self.journal.say)
-        self.optimizer = adamw(self.model, config.optim)
-        self.scaler = torch.amp.GradScaler(world.device.type, enabled=config.precision == "fp16")
-        if start.state is not None:
-            folder = checkpoint.folder(self.run, start.state.step)
-            checkpoint.load_optimizer(folder, self.model, self.optimizer)
-            self.scaler.load_state_dict(start.state.scaler)
-        self.first = start.state.step if start.state else 0  # updates done before this session
         self.batches = Batches(
             start.data.split("train"), config.model.block_size, config.sequences, config.seed,
             config.loader.order, start.skipped,
         )  # fmt: skip
-        self.loader = Loader(self.batches, self.micro_batch, world)
-        stack.callback(self.loader.close)
+        self.model = initial_model(start)
+        self.engine = Engine(self.model, config, self.batches, world, self.journal.say)
+        stack.callback(self.engine.close)
+        if start.state is not None:
+            folder = checkpoint.folder(self.run, start.state.step)
+            checkpoint.load_optimizer(folder, self.model, self.engine.optimizer)
+            self.engine.scaler.load_state_dict(start.state.scaler)
+        self.first = start.state.step if start.state else 0  # updates done before this session
         self.journal.open(self.batches)
         stack.callback(self.journal.close)
         self.saver = Saver(self.run, config.keep, self.journal)
         stack.callback(self.saver.close)
         self.evaluator = Evaluator(
-            config, start.data, start.questions, world, self.autocast, self.journal.records, status
+            config, start.data, start.questions, world, self.engine.autocast, self.journal.records, status
         )
         self.last_val: dict[str, float] = {}
         self.readings: deque[tuple[int, float, Reading]] = deque()  # of updates whose numbers are not read
         self.clock = time.perf_counter()  # when the last update's numbers were there
         self.asked = ""
         self.save_owed = False
-        self.journal.announce()
+        self.journal.announce(self.engine.kernel)
 
     def update(self, step: int, stop: Stop) -> str:
         """Update number `step` (1 is the first). Returns why to stop, agreed on by all ranks, or ''."""
         if not self.readings:
             self.clock = time.perf_counter()
-        config = self.config
-        lr = learning_rate(step - 1, config.steps, config.optim)
-        torch.manual_seed(key(config.seed, step, self.world.rank))  # dropout depends on these alone
-        loss, grad_norm = train_step(
-            self.parallel, self.optimizer, self.scaler, self.loader.at(step - 1),
-            self.loader.micro_steps(step - 1), lr, config.optim.grad_clip, self.autocast, self.world.mean,
-        )  # fmt: skip
+        loss, grad_norm = self.engine.update(step)
         asked = stop.asked()
         wishes = self.world.send([asked == "interrupted", asked == "preempted"])
         numbers = torch.cat([loss.reshape(1), grad_norm.reshape(1), self.world.sum(wishes)])
-        self.readings.append((step, lr, Reading(numbers)))
+        self.readings.append((step, self.engine.lr(step), Reading(numbers)))
         self.settle(self.world.lag)
         return self.asked
 
@@ -232,7 +185,7 @@ class Session:
         """Begin to publish a checkpoint of this step; it is written while training goes on."""
         self.settle()
         self.save_owed = False
-        self.saver.save(self.model, self.optimizer, self.state(step, val_loss))
+        self.saver.save(self.model, self.engine.optimizer, self.state(step, val_loss))
 
     def state(self, step: int, val_loss: float | None) -> State | None:
         """What a checkpoint of this step says beside its tensors; None but on the first rank."""
@@ -245,7 +198,7 @@ class Session:
             data=self.start.data.fingerprint,
             records_bytes=self.journal.records.size(),
             val_loss=val_loss if val_loss is None or math.isfinite(val_loss) else None,
-            scaler=self.scaler.state_dict(),
+            scaler=self.engine.scaler.state_dict(),
             skipped=[list(one) for one in self.batches.skipped],
             bad_steps=self.journal.watch.bad_steps,
         )

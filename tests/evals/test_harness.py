@@ -12,10 +12,11 @@ from lm_eval import simple_evaluate
 from lm_eval.tasks import TaskManager
 
 from overnight.data.tokens import Tokenizer
+from overnight.decode import Sampling
 from overnight.errors import UserError
 from overnight.evals import hellaswag
 from overnight.evals.harness import OvernightLM, harness, numbers
-from overnight.generate import Sampling, texts
+from overnight.generate import texts
 from overnight.models.gpt2 import GPT
 from overnight.world import connect
 
@@ -101,7 +102,7 @@ def test_rolling_likelihood_is_lm_evals(opinionated: GPT, tokenizer: Tokenizer) 
 
 
 def test_text_is_generated_up_to_a_stop(opinionated: GPT, tokenizer: Tokenizer) -> None:
-    (whole,) = texts(opinionated, tokenizer, "The night", 1, 20, Sampling(temperature=0.0), 0)
+    (whole,) = texts(opinionated, tokenizer, ["The night"], 20, Sampling(temperature=0.0), 0)
     stop = whole[5:7]
     with connect("cpu") as world:
         lm = OvernightLM(opinionated, tokenizer, world, contextlib.nullcontext)

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from overnight import hardware
 from overnight.config import ModelConfig
 from overnight.models import head
 from overnight.models.gpt2 import GPT
@@ -13,7 +14,7 @@ N, C, V = 37, 16, 50
 
 @pytest.fixture(params=[1, 8, 1 << 20], ids=["a row at a time", "parts, the last shorter", "all at once"])
 def rows(request, monkeypatch):
-    monkeypatch.setitem(head.AT_ONCE, "cpu", request.param * V)
+    monkeypatch.setitem(hardware.LOGITS_AT_ONCE, "cpu", request.param * V)
     return request.param
 
 
@@ -91,7 +92,7 @@ def test_it_compiles_into_one_graph_and_computes_the_same(rows):
 
 def test_no_tensor_of_all_logits_is_made(monkeypatch):
     """Every tensor made on the way, forward and backward, has at most the rows of a part."""
-    monkeypatch.setitem(head.AT_ONCE, "cpu", 8 * 1000)
+    monkeypatch.setitem(hardware.LOGITS_AT_ONCE, "cpu", 8 * 1000)
     config = ModelConfig(n_layer=1, n_head=2, n_embd=16, block_size=32, vocab_size=1000)
     model = GPT(config, 1000).init_weights(1)
     ids = torch.randint(1000, (4, 33), generator=torch.Generator().manual_seed(1))

@@ -5,6 +5,7 @@ import torch
 from torch.nn import functional as F
 
 from overnight import machine
+from overnight.errors import UserError
 from overnight.models import linear as module
 from overnight.models.linear import linear, onednn_is_faster
 
@@ -16,7 +17,7 @@ has_onednn = pytest.mark.skipif(
 
 @pytest.fixture
 def onednn(monkeypatch):
-    monkeypatch.setattr(module, "onednn_is_faster", lambda: True)
+    monkeypatch.setattr(module, "_chosen", "onednn")
 
 
 def factors(shape, bias, dtype=torch.float32):
@@ -78,3 +79,21 @@ def test_the_processor_decides(monkeypatch, vendor, faster):
         assert onednn_is_faster() is faster
     finally:
         onednn_is_faster.cache_clear()
+
+
+def test_a_library_that_is_not_there_is_refused(monkeypatch):
+    monkeypatch.setattr(module, "has_onednn", lambda: False)
+    monkeypatch.setattr(module, "onednn_is_faster", lambda: False)
+    with pytest.raises(UserError, match=r"give --train\.products mkl"):
+        module.choose_products("onednn")
+    assert module.choose_products("auto") == "mkl"
+
+
+@has_onednn
+def test_what_was_chosen_is_used(monkeypatch):
+    monkeypatch.setattr(module, "_chosen", None)
+    module.use("mkl")
+    x, weight, bias = factors((5,), bias=True)
+    assert "Product" not in linear(x, weight, bias).grad_fn.name()
+    module.use("onednn")
+    assert "Product" in linear(x, weight, bias).grad_fn.name()

@@ -73,7 +73,7 @@ MOMENTS = {
     "config": ("overnight.start", "write_synced", nothing),
     "rewind": ("overnight.records", "write_synced", nothing),
     "rewound": ("overnight.records", "write_synced", all_of_it),
-    "update": ("overnight.train", "train_step", all_of_it),
+    "update": ("overnight.step", "train_step", all_of_it),
     "done": ("overnight.journal", "Journal.done", nothing),
 }
 

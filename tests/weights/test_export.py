@@ -16,8 +16,9 @@ from overnight import resolve
 from overnight.config import ModelConfig
 from overnight.data import tokens
 from overnight.data.tokens import Tokenizer
+from overnight.decode import Sampling
 from overnight.errors import Failure, UserError
-from overnight.generate import Sampling, generate
+from overnight.generate import generate
 from overnight.models.gpt2 import GPT
 from overnight.weights import export
 from overnight.weights.tensors import Weights
@@ -65,7 +66,7 @@ def test_transformers_loads_the_same_model_and_tokenizer(tmp_path: Path, kind: s
         mine = ours.logits(ours.hidden(prompt))[..., : tokenizer.vocab_size]
         assert (mine - theirs(prompt).logits).abs().max() <= 1e-4
     greedy = theirs.generate(prompt, max_new_tokens=12, min_new_tokens=12, do_sample=False, pad_token_id=0)
-    written = [int(token) for token in generate(ours, prompt, 12, Sampling(temperature=0.0), 0)]
+    written = [token for (token,) in generate(ours, prompt, 12, Sampling(temperature=0.0), 0)]
     until_end = written[: written.index(tokenizer.eot)] if tokenizer.eot in written else written
     assert greedy[0, 10 : 10 + len(until_end)].tolist() == until_end
 

@@ -8,9 +8,10 @@ import numpy as np
 import torch
 
 from overnight.data.tokens import Tokenizer
+from overnight.decode import Sampling
 from overnight.errors import UserError
 from overnight.evals.continuations import Item, Score, score
-from overnight.generate import Sampling, generate
+from overnight.generate import generate
 from overnight.models.gpt2 import GPT
 from overnight.world import World
 
@@ -79,11 +80,11 @@ class OvernightLM(TemplateLM):
         written: list[int] = []
         text = ""
         with self.autocast():
-            start = torch.tensor([ids], device=self.world.device)
-            for token in generate(self.model, start, length, sampling, 0, self.tokenizer.vocab_size):
-                if int(token) == self.eot_token_id:
+            start = torch.tensor(ids, device=self.world.device)
+            for (token,) in generate(self.model, [start], length, sampling, 0, self.tokenizer.vocab_size):
+                if token == self.eot_token_id:
                     break
-                written.append(int(token))
+                written.append(token)
                 text = self.tokenizer.decode(written)
                 if any(stop in text for stop in until):
                     break

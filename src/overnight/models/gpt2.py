@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from overnight.config import ModelConfig
 from overnight.models import head
-from overnight.models.linear import linear
+from overnight.models.linear import compute_dtype, linear
 
 
 class Linear(nn.Linear):
@@ -43,13 +43,21 @@ class KVCache:
     ):
         head_size = config.n_embd // config.n_head
         shape = (config.n_layer, batch, config.n_head, length, head_size)
-        self.keys = torch.empty(shape, device=device, dtype=dtype).unbind()  # L x (B, H, length, D)
-        self.values = torch.empty(shape, device=device, dtype=dtype).unbind()  # L x (B, H, length, D)
+        # Zeros: what a mask hides is multiplied by 0, and 0 times what is not a number is not one either.
+        self.keys = torch.zeros(shape, device=device, dtype=dtype).unbind()  # L x (B, H, length, D)
+        self.values = torch.zeros(shape, device=device, dtype=dtype).unbind()  # L x (B, H, length, D)
         self.length, self.used = length, 0
+        self.at: Tensor | None = None
 
     def extend(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Store one layer's new keys and values, (B, H, T, D); all up to here, (B, H, S, D), come back."""
+        """Store one layer's new keys and values, (B, H, T, D); all up to here, (B, H, S, D), come back.
+
+        Where `at`, (T,) int64, says the places, `used` is not asked, and the whole cache comes back: shapes
+        do not change from token to token, and a mask has to hide what is not filled.
+        """
         keys, values, T = self.keys[layer], self.values[layer], k.size(2)
+        if self.at is not None:
+            return keys.index_copy_(2, self.at, k), values.index_copy_(2, self.at, v)
         keys.narrow(2, self.used, T).copy_(k)
         values.narrow(2, self.used, T).copy_(v)
         return keys.narrow(2, 0, self.used + T), values.narrow(2, 0, self.used + T)
@@ -175,6 +183,8 @@ class GPT(nn.Module):
         if positions is None:
             positions = torch.arange(past, past + T, device=idx.device)
         x = self.wte(idx) + self.wpe(positions)  # (B, T, C)
+        if self.config.residual == "low" and compute_dtype(x.device) == torch.bfloat16:
+            x = x.bfloat16()  # half the memory traffic of all that is not a product; norms compute in fp32
         x = self.drop(x)
         for block in self.h:
             x = block(x, cache, mask)
@@ -191,7 +201,11 @@ class GPT(nn.Module):
         x = self.hidden(idx).flatten(0, 1)  # (B T, C)
         return head.token_losses(x, self.wte.weight, self.padding, targets.flatten()).view_as(targets)
 
-    def forward(self, idx: Tensor, targets: Tensor) -> Tensor:
-        """The mean of `token_losses`, a scalar: what training minimises."""
+    def forward(self, idx: Tensor, targets: Tensor, weight: Tensor | None = None) -> Tensor:
+        """The mean of `token_losses`, a scalar: what training minimises.
+
+        weight: the head's, where somebody keeps it in the type to compute in (parallel.CastOnce).
+        """
         x = self.hidden(idx).flatten(0, 1)  # (B T, C)
-        return head.mean_loss(x, self.wte.weight, self.padding, targets.flatten())
+        weight = self.wte.weight if weight is None else weight
+        return head.mean_loss(x, weight, self.padding, targets.flatten(), self.config.logits == "whole")

@@ -13,15 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from overnight.hardware import rows_at_once
 from overnight.models.linear import compute_dtype, linear
-
-# Logits at a time. A CPU's shall stay near its caches; a GPU's products want thousands of rows.
-AT_ONCE = {"cpu": 2**25, "cuda": 2**29, "mps": 2**27}
-
-
-def rows_at_once(device: torch.device, vocabulary: int) -> int:
-    """A power of two, so that a GPU's tiles fit."""
-    return 2 ** max(0, (AT_ONCE[device.type] // vocabulary).bit_length() - 1)
 
 
 def log_probabilities(x: Tensor, weight: Tensor, padding: Tensor | None) -> Tensor:
@@ -32,15 +25,20 @@ def log_probabilities(x: Tensor, weight: Tensor, padding: Tensor | None) -> Tens
 
 def token_losses(x: Tensor, weight: Tensor, padding: Tensor | None, targets: Tensor) -> Tensor:
     """Negative log-likelihood of each target in nats: (N, C), (V, C), (V,), (N,) int64 -> (N,) fp32."""
-    rows = rows_at_once(x.device, weight.size(0))
+    rows = rows_at_once(x.device.type, weight.size(0))
     parts = zip(x.split(rows), targets.split(rows), strict=True)
     return torch.cat(
         [F.nll_loss(log_probabilities(a, weight, padding), b, reduction="none") for a, b in parts]
     )
 
 
-def mean_loss(x: Tensor, weight: Tensor, padding: Tensor | None, targets: Tensor) -> Tensor:
-    """The mean of `token_losses`, a fp32 scalar."""
+def mean_loss(
+    x: Tensor, weight: Tensor, padding: Tensor | None, targets: Tensor, whole: bool = False
+) -> Tensor:
+    """The mean of `token_losses`, a fp32 scalar. whole: the logits of all positions at once, as the lecture
+    has it."""
+    if whole:
+        return F.nll_loss(log_probabilities(x, weight, padding), targets)
     dtype = compute_dtype(x.device)
     return MeanLoss.apply(x.to(dtype), weight.to(dtype), padding, targets)
 
@@ -51,7 +49,7 @@ class MeanLoss(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, padding: Tensor | None, targets: Tensor) -> Tensor:
-        rows = rows_at_once(x.device, weight.size(0))
+        rows = rows_at_once(x.device.type, weight.size(0))
         total = torch.zeros((), device=x.device)
         grad_x, grad_weight = [], torch.zeros(weight.shape, device=x.device)  # fp32: several parts add up
         for part, wanted in zip(x.split(rows), targets.split(rows), strict=True):

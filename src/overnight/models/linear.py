@@ -6,13 +6,16 @@ is what torch.compile calls, and a torch without it is served by MKL.
 """
 
 from functools import cache
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from overnight import machine
+from overnight.errors import UserError
+
+Products = Literal["mkl", "onednn"]
 
 
 def compute_dtype(device: torch.device) -> torch.dtype:
@@ -20,11 +23,38 @@ def compute_dtype(device: torch.device) -> torch.dtype:
     return torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else torch.float32
 
 
+_chosen: str | None = None  # by `use`
+
+
+def choose_products(name: str) -> Products:
+    """Who multiplies matrices on this machine's CPU; "auto" takes the faster. Raises UserError for a library
+    that this torch does not carry."""
+    if name == "auto":
+        return "onednn" if onednn_is_faster() else "mkl"
+    if name == "onednn" and not has_onednn():
+        raise UserError("this torch does not carry oneDNN: give --train.products mkl.")
+    return "onednn" if name == "onednn" else "mkl"
+
+
+def use(products: str) -> None:
+    """Multiply with "mkl" or "onednn" from now on in this process; "auto": with what is faster here."""
+    global _chosen
+    _chosen = choose_products(products)
+
+
+def uses_onednn() -> bool:
+    """Whether products here are oneDNN's."""
+    return (_chosen or choose_products("auto")) == "onednn"
+
+
+def has_onednn() -> bool:
+    return torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+
+
 @cache
 def onednn_is_faster() -> bool:
-    """Whether to multiply with oneDNN: torch has both libraries, and the processor is not Intel's."""
-    both = torch.backends.mkl.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
-    return both and machine.vendor() not in ("", "GenuineIntel")
+    """Whether torch has oneDNN beside MKL, and the processor is not Intel's."""
+    return has_onednn() and torch.backends.mkl.is_available() and machine.vendor() not in ("", "GenuineIntel")
 
 
 def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -60,7 +90,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         or torch.compiler.is_compiling()
         or not x.dtype == weight.dtype == torch.float32
         or torch.is_autocast_enabled("cpu")
-        or not onednn_is_faster()
+        or not uses_onednn()
     ):
         return F.linear(x, weight, bias)
     return Product.apply(x, weight, bias) if torch.is_grad_enabled() else product(x, weight, bias)

@@ -4,7 +4,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from tyro.conf import Positional
+from tyro.conf import Positional, UseAppendAction
 
 from overnight.arguments import parse
 from overnight.config import at_least, not_finite, seed_problems
@@ -18,10 +18,10 @@ class Sample:
 
     model: Positional[str]
     """runs/NAME (also NAME@STEP), hf:gpt2, hf:PATH, llmc:FILE or nanogpt:FILE."""
-    prompt: str = ""
-    """Text to go on from (default: a new document)."""
+    prompt: UseAppendAction[tuple[str, ...]] = ()
+    """Text to go on from (default: a new document); several times: several prompts, computed together."""
     samples: int = 1
-    """How many texts."""
+    """How many texts for each prompt."""
     length: int = 200
     """New tokens each, at most; <|endoftext|> ends a text."""
     temperature: float = 1.0
@@ -55,7 +55,8 @@ def run(arguments: list[str]) -> int:
     wanted = parse(Sample, "overnight sample", arguments)
 
     from overnight import resolve, world
-    from overnight.generate import Sampling, stream
+    from overnight.decode import Sampling
+    from overnight.generate import stream
 
     with world.connect(wanted.device) as here:
         loaded = resolve.load(wanted.model, here.device, wanted.tokenizer)
@@ -67,8 +68,7 @@ def run(arguments: list[str]) -> int:
             written = stream(
                 loaded.model,
                 loaded.tokenizer,
-                wanted.prompt,
-                wanted.samples,
+                [prompt for prompt in wanted.prompt or ("",) for _ in range(wanted.samples)],
                 wanted.length,
                 sampling,
                 wanted.seed,

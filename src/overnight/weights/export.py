@@ -12,9 +12,10 @@ from safetensors.torch import save_file
 
 from overnight import __version__
 from overnight.data.tokens import ENDOFTEXT, BytePairTokenizer, CharTokenizer, Tokenizer, byte_order
+from overnight.decode import Sampling
 from overnight.errors import Failure, UserError
 from overnight.files import parent_problem, sync, to_json
-from overnight.generate import Sampling, generate
+from overnight.generate import generate
 from overnight.models.gpt2 import GPT
 from overnight.weights import hf, llmc
 from overnight.weights.tensors import Weights, with_biases
@@ -164,8 +165,8 @@ def sample_of(ours: GPT, n_tokens: int) -> tuple[torch.Tensor, torch.Tensor]:
     length = min(16, ours.config.block_size)
     begin = max(1, length // 2)
     prompt = torch.randint(n_tokens, (1, begin), generator=torch.Generator().manual_seed(1))
-    text = list(generate(ours, prompt, length - begin, Sampling(0.0), 0, n_tokens))
-    ids = torch.cat([prompt, *(token[:, None] for token in text)], 1)
+    text = list(generate(ours, list(prompt), length - begin, Sampling(0.0), 0, n_tokens))
+    ids = torch.cat([prompt, torch.tensor(text).T], 1)
     return ids, ours.logits(ours.hidden(ids))[..., :n_tokens]
 
 
