@@ -64,7 +64,7 @@ def test_shakespeare_is_nanogpts(
     config = PRESETS[name]()
     assert config.model == ModelConfig(*sizes, "auto", bias=False, activation="gelu", dropout=dropout)
     lr = 1.5e-3 if name == "shakespeare-cpu" else 1e-3  # why: in the preset's docstring
-    assert config.optim == OptimConfig(lr, 1e-4, 100, "cosine", 0.1, (0.9, 0.99), 1e-8, 1.0, 0)
+    assert config.optim == OptimConfig(lr, 1e-4, 100, "cosine", 0.1, (0.9, 0.99), 1e-8, 1.0, 0, True)
     assert (config.steps, config.batch_tokens, config.data) == (steps, batch_tokens, "data/shakespeare")
 
 

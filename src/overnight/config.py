@@ -78,10 +78,10 @@ class OptimConfig:
     """Added to the root of the second moment."""
     grad_clip: float = 1.0
     """Largest norm of the gradient; 0 turns clipping off."""
-    fused: bool = True
-    """AdamW in one kernel, or in torch's default form."""
     ramp_tokens: int = 0
     """Tokens over which the batch grows linearly from 32,768 tokens to batch-tokens (GPT-3); 0: no ramp."""
+    fused: bool = True
+    """AdamW in one kernel, or in torch's default form."""
 
     def problems(self) -> Iterator[str]:
         yield from at_least(

@@ -64,7 +64,7 @@ def test_a_given_micro_batch_is_kept_and_refused_where_it_does_not_fit(cli: Cli)
     assert (kept["places"][0]["micro_batch"], kept["places"][0]["micro_steps"]) == (4, 128)
     refused = cli("plan", "gpt2-124m", "--gpu", "T4", "--micro-batch", 64)
     assert refused.code == 2
-    assert "more than the 17.2 GB of one T4: give --micro-batch 8." in refused.err
+    assert "more than the 17.2 GB of one T4: give --micro-batch 16." in refused.err
 
 
 @pytest.mark.parametrize(
