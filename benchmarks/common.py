@@ -16,7 +16,7 @@ def machine() -> dict[str, Any]:
     """Enough to know whether two figures may be compared."""
     import torch
 
-    from overnight.start import environment
+    from overnight.environment import environment
 
     here = environment()
     kept = ("time", "python", "torch", "cpu", "cpus", "threads", "gpus", "git")

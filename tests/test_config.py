@@ -14,7 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import overnight
-from overnight.config import LATER, RAMP_START, Config, ModelConfig, fields_of, from_dict
+from overnight.config import RAMP_START, Config, ModelConfig, fields_of
+from overnight.described import LATER, from_dict
 from overnight.errors import UserError
 from overnight.presets import PRESETS
 from overnight.verbs.doctor import Doctor

@@ -1,14 +1,20 @@
 """Weights cast once a step, against autocast, which casts them in every product."""
 
+import contextlib
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
 
-from overnight.config import Config, ModelConfig, TrainConfig
+from overnight import parallel
+from overnight.config import Config, ModelConfig, OptimConfig, TrainConfig
+from overnight.data.batches import Batches
+from overnight.data.manifest import Data
 from overnight.models.gpt2 import GPT
-from overnight.optim import adamw
-from overnight.parallel import CastOnce, spread
-from overnight.step import train_step
+from overnight.parallel import CastOnce
+from overnight.step import Engine
 from overnight.world import World, use_precision
 
 MODEL = ModelConfig(n_layer=2, n_head=2, n_embd=32, block_size=16, vocab_size=64)
@@ -16,37 +22,28 @@ CPU = World(torch.device("cpu"))
 
 
 def config_for(precision: str, cast: str) -> Config:
+    """Two micro-batches of three windows a step."""
     return Config(
-        "d", "r", 5, 64, micro_batch=2, precision=precision, compile="off", model=MODEL,
-        train=TrainConfig(cast=cast),
+        "d", "r", 5, 96, micro_batch=3, precision=precision, compile="off", model=MODEL,
+        optim=OptimConfig(lr=1e-2, warmup_steps=0), train=TrainConfig(cast=cast),
     )  # fmt: skip
 
 
-def batches(step: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """Two micro-batches."""
-    draw = torch.randint(60, (2, 3, 17), generator=torch.Generator().manual_seed(step))
-    return [(rows[:, :-1].contiguous(), rows[:, 1:].contiguous()) for rows in draw]
-
-
-def trained(precision: str, cast: str, watch: object = None) -> tuple[GPT, nn.Module]:
-    config = config_for(precision, cast)
-    model = GPT(MODEL, 60).init_weights(1)
-    autocast = use_precision(precision, CPU.device)
-    module = spread(model, config, CPU, autocast, print)
-    optimizer = adamw(model, config.optim)
-    scaler = torch.amp.GradScaler("cpu", enabled=precision == "fp16")
-    if isinstance(module, CastOnce):
-        optimizer.register_step_post_hook(lambda *_: module.refresh())
-    for step in range(3):
-        with watch or torch.enable_grad():
-            train_step(module, optimizer, scaler, batches(step), 2, 1e-2, 1.0, autocast)
-    return model, module
+def trained(
+    data: Path, precision: str, cast: str, watch: AbstractContextManager | None = None
+) -> tuple[GPT, nn.Module]:
+    config, model = config_for(precision, cast), GPT(MODEL, 60).init_weights(1)
+    batches = Batches(Data(data).split("train"), 16, config.sequences, seed=1)
+    with contextlib.closing(Engine(model, config, batches, CPU, print)) as engine, watch or nullcontext():
+        for step in (1, 2, 3):
+            engine.update(step)
+    return model, engine.module
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
-def test_the_same_weights_come_out_bit_for_bit(precision: str) -> None:
-    ours, module = trained(precision, "step")
-    theirs, plain = trained(precision, "product")
+def test_the_same_weights_come_out_bit_for_bit(precision: str, data_folder: Path) -> None:
+    ours, module = trained(data_folder, precision, "step")
+    theirs, plain = trained(data_folder, precision, "product")
     assert isinstance(module, CastOnce)
     assert plain is theirs
     for name, weight in ours.named_parameters():
@@ -67,20 +64,21 @@ class Casts(torch.utils._python_dispatch.TorchDispatchMode):
         return out
 
 
-def test_no_product_casts_a_weight() -> None:
+def test_no_product_casts_a_weight(data_folder: Path) -> None:
     once, each_time = Casts(), Casts()
-    trained("bf16", "step", once)
-    trained("bf16", "product", each_time)
+    trained(data_folder, "bf16", "step", once)
+    trained(data_folder, "bf16", "product", each_time)
     assert once.count == 3 * 2, "the head's gradient, which has the same shape, in each micro-step"
     assert each_time.count == 3 * 2 * (1 + 2 * 4 + 1)  # and the head, and four matrices in each of two layers
 
 
-def test_fp32_and_other_ranks_have_no_copies() -> None:
-    model = GPT(MODEL, 60).init_weights(1)
-    assert spread(model, config_for("fp32", "step"), CPU, use_precision("fp32", CPU.device), print) is model
-    several = World(CPU.device, 0, 2)
-    with pytest.raises((ValueError, RuntimeError), match="process group"):  # DDP: it was asked for
-        spread(model, config_for("bf16", "step"), several, use_precision("bf16", CPU.device), print)
+def test_fp32_and_other_ranks_have_no_copies(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Among ranks torch.compile has to see the casts; DDP itself is not needed to see what it is given."""
+    monkeypatch.setattr(parallel, "replicate", lambda module, world: module)
+    model, several = GPT(MODEL, 60).init_weights(1), World(CPU.device, 0, 2)
+    for precision, world in (("fp32", CPU), ("bf16", several)):
+        autocast = use_precision(precision, CPU.device)
+        assert parallel.spread(model, config_for(precision, "step"), world, autocast, print) is model
 
 
 def test_a_residual_stream_in_bf16_changes_what_flows_and_not_what_comes_out() -> None:

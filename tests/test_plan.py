@@ -57,17 +57,18 @@ def test_the_parts_are_the_models_own() -> None:
 
 
 @pytest.mark.parametrize("sizes", [(2, 2, 64, 32, 128), (3, 4, 32, 64, 50)])
-def test_flops_are_those_that_torch_counts(sizes: tuple[int, ...]) -> None:
+def test_flops_are_those_that_torch_counts(sizes: tuple[int, ...], monkeypatch: pytest.MonkeyPatch) -> None:
     """torch counts matrix products only; 6 N also counts biases and norms, which are few."""
     config = ModelConfig(*sizes)
     L, _, C, T, V = sizes
     model = GPT(config, V).init_weights(seed=1)
     ids = torch.zeros(3, T, dtype=torch.long)
-    linear.use("mkl")  # it does not count oneDNN's products, nor those that add in place
+    monkeypatch.setattr(
+        linear, "_chosen", "mkl"
+    )  # it does not count oneDNN's products, nor those that add in place
     in_place = {torch.ops.aten.addmm_: lambda out, a, b, **rest: 2 * a[0] * a[1] * b[1]}
     with FlopCounterMode(display=False, custom_mapping=in_place) as counter, sdpa_kernel(SDPBackend.MATH):
         model(ids, ids).backward()
-    linear.use("auto")
     counted = counter.get_total_flops() / ids.numel()
     matrices = L * 12 * C * C + V * C
     assert counted == 6 * matrices + 12 * L * C * T

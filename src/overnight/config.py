@@ -8,14 +8,11 @@ import dataclasses
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal
 
-from overnight.errors import UserError, refuse
+from overnight.errors import refuse
 
 Auto = Literal["auto"]
-# Fields that config.json of older runs does not have.
-LATER = {"parallel", "max_restarts", "model.residual", "model.logits", "optim.fused", "train"}
-LATER |= {"train.cast", "train.attention_kernel", "train.products"}
 RAMP_START = 32_768  # tokens a step at the start of a batch ramp (GPT-3's paper, table 2.1 and appendix B)
 
 
@@ -276,45 +273,3 @@ def fields_of(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield from fields_of(value, f"{prefix}{one.name}.")
         else:
             yield f"{prefix}{one.name}", value
-
-
-def from_dict(described: dict[str, Any], where: str) -> Config:
-    """The config that `dataclasses.asdict` described; `where` names the file in errors."""
-    try:
-        return _build(Config, described)
-    except (TypeError, KeyError, ValueError, AttributeError, UserError) as error:
-        raise UserError(f"the config {where} is damaged or of another version: {error}") from None
-
-
-def _build(kind: type, described: Any, prefix: str = "") -> Any:
-    """A dataclass from plain data, each value checked against the field's type."""
-    hints = get_type_hints(kind)
-    needed = {name for name in hints if prefix + name not in LATER}
-    if not isinstance(described, dict) or not needed <= set(described) <= set(hints):
-        raise TypeError(f"{kind.__name__} does not have the fields {', '.join(hints)}")
-    values = {}
-    for name in set(hints) & set(described):
-        hint, value = hints[name], described[name]
-        if dataclasses.is_dataclass(hint):
-            values[name] = _build(hint, value, f"{name}.")  # type: ignore[arg-type]
-        else:
-            values[name] = tuple(value) if isinstance(value, list) else value
-            if not _fits(values[name], hint):
-                raise TypeError(f"{name} is {value!r}")
-    return kind(**values)
-
-
-def _fits(value: Any, hint: Any) -> bool:
-    if get_origin(hint) is Literal:
-        return isinstance(value, str) and value in get_args(hint)
-    if get_origin(hint) is tuple:
-        return (
-            isinstance(value, tuple)
-            and len(value) == len(get_args(hint))
-            and all(map(_fits, value, get_args(hint)))
-        )
-    if get_args(hint):  # a union
-        return any(_fits(value, option) for option in get_args(hint))
-    if hint is float:
-        return isinstance(value, float) or (type(value) is int and abs(value) < 2**53)
-    return type(value) is hint

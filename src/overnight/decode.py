@@ -14,7 +14,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from overnight.models.gpt2 import GPT, KVCache
+from overnight.models.cache import KVCache
+from overnight.models.gpt2 import GPT
 from overnight.models.linear import compute_dtype
 
 COLDEST = 1e-5  # temperatures below are 0: dividing by them leaves fp32's range
@@ -80,26 +81,26 @@ class Decoder:
         self.static = device.type == "cuda" if static is None else static
         self.graph: torch.cuda.CUDAGraph | None = None
         block_size, longest = model.config.block_size, max(map(len, prompts))
-        self.column, self.end = longest, longest + length  # to be filled next; behind the last
-        self.texts = torch.zeros(B, self.end, dtype=torch.long, device=device)
+        self.column, end = longest, longest + length  # to be filled next; behind the last
+        self.texts = torch.zeros(B, end, dtype=torch.long, device=device)
         for row, prompt in zip(self.texts, prompts, strict=True):
             row[longest - len(prompt) : longest] = prompt
         # The column that each text is read from.
         self.begins = [longest - min(len(prompt), block_size) for prompt in prompts]
-        room = min(block_size, self.end - min(self.begins))
+        room = min(block_size, end - min(self.begins))
         self.cache = KVCache(model.config, B, room, device, compute_dtype(device))
+        self.cache.used = room  # as good as full: it has to be read into first
         self.columns = torch.arange(room, device=device)
         self.at = torch.zeros(1, dtype=torch.long, device=device)
         self.pads = torch.zeros(B, dtype=torch.long, device=device)
         self.drawn = torch.zeros(B, dtype=torch.long, device=device)
         self.noise = torch.ones(B, n_ids, device=device)
-        self.unread = True  # nothing is in the cache
 
     def step(self) -> Tensor:
         """The next token of each text, (B,) int64, or NOT_A_NUMBER, in memory that the next step reuses."""
         if not self.sampling.greedy:
             self.noise.exponential_(generator=self.generator)
-        if self.unread or self.cache.used == self.cache.length:
+        if self.cache.used == self.cache.length:
             self.read()
         elif self.static:
             self.advance_static()
@@ -118,7 +119,7 @@ class Decoder:
         start = min(self.begins)
         self.padded = max(self.begins) > start
         self.pads.copy_(torch.tensor([begin - start for begin in self.begins]))
-        self.cache.used, self.unread = 0, False
+        self.cache.used = 0
         idx = self.texts[:, start : self.column]
         columns = self.columns[: idx.size(1)]
         if not self.padded:

@@ -38,7 +38,7 @@ def generate(
             decoder = Decoder(model, prompts, length, sampling, seed, n_ids)
             unread: deque[Reading] = deque()  # a GPU is busy with the next token while one is read
             for number in range(length):
-                unread.append(Reading(decoder.step().clone()))
+                unread.append(Reading(decoder.step()))
                 while len(unread) > (1 if decoder.static and number + 1 < length else 0):
                     tokens = [int(token) for token in unread.popleft().get()]
                     if NOT_A_NUMBER in tokens:

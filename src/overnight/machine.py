@@ -16,18 +16,19 @@ def cpu_count() -> int:
 
 def cpu_name() -> str:
     """The processor's model, as far as the system tells."""
-    try:
-        with open("/proc/cpuinfo") as file:
-            return next(line.split(":")[1].strip() for line in file if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
+    return cpu_field("model name") or platform.processor() or platform.machine()
 
 
-def vendor() -> str:
+def cpu_vendor() -> str:
     """Who made the processor ("GenuineIntel", "AuthenticAMD"); "" where the system does not tell."""
+    return cpu_field("vendor_id")
+
+
+def cpu_field(name: str) -> str:
+    """A line of Linux's /proc/cpuinfo, "" where there is none."""
     try:
         with open("/proc/cpuinfo") as file:
-            return next(line.split(":")[1].strip() for line in file if line.startswith("vendor_id"))
+            return next(line.split(":")[1].strip() for line in file if line.startswith(name))
     except (OSError, StopIteration):
         return ""
 

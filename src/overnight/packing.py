@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from overnight.models.gpt2 import GPT, Linear
-from overnight.models.linear import compute_dtype, linear, uses_onednn
+from overnight.models.linear import compute_dtype, linear, product, uses_onednn
 
 MOST_ROWS = 64  # beyond, packing inside the product costs little
 
@@ -57,12 +57,11 @@ def laid_out(rows: int, weight: Tensor, bias: Tensor | None) -> Callable[[Tensor
     weight = weight.detach()
     copy = torch.ops.mkldnn._reorder_linear_weight(weight, rows)
 
-    def product(x: Tensor) -> Tensor:
-        if x.numel() != rows * x.size(-1):
-            return linear(x, weight, bias)
-        return torch.ops.mkldnn._linear_pointwise(x, copy, bias, "none", [], "")
+    def multiply(x: Tensor) -> Tensor:
+        fits = x.numel() == rows * x.size(-1)
+        return product(x, copy, bias) if fits else linear(x, weight, bias)
 
-    return product
+    return multiply
 
 
 def cast(dtype: torch.dtype, weight: Tensor, bias: Tensor | None) -> Callable[[Tensor], Tensor]:

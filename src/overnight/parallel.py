@@ -48,9 +48,8 @@ class CastOnce(nn.Module):
         super().__init__()
         self.model = model
         self.names = [f"{name}.weight" for name, part in model.named_modules() if isinstance(part, Linear)]
-        self.weights = [
-            model.get_parameter(name) for name in (*self.names, "wte.weight")
-        ]  # its use as a head
+        # The token embedding in its use as the head; looked up, it stays fp32.
+        self.weights = [model.get_parameter(name) for name in (*self.names, "wte.weight")]
         self.copies = [weight.detach().to(dtype) for weight in self.weights]
 
     @torch.no_grad()

@@ -14,11 +14,12 @@ from typing import Any
 
 import torch
 
-from overnight import checkpoint, config
+from overnight import checkpoint
 from overnight.config import Config
 from overnight.data import tokens
 from overnight.data.manifest import Data
 from overnight.data.tokens import Tokenizer
+from overnight.described import from_dict
 from overnight.errors import UserError, near
 from overnight.files import read_json
 from overnight.models.gpt2 import GPT
@@ -61,7 +62,7 @@ def read_config(run: Path) -> tuple[Config, dict[str, Any]]:
     fingerprint)."""
     described = read_json(run / CONFIG, "config")
     extra = {key: described.pop(key, None) for key in ("preset", "auto", "data_fingerprint")}
-    return config.from_dict(described, str(run / CONFIG)), extra
+    return from_dict(described, str(run / CONFIG)), extra
 
 
 def checkpoint_of(name: str) -> Path:

@@ -4,27 +4,23 @@
 """
 
 import json
-import platform
-import subprocess
-import sys
 from dataclasses import asdict, dataclass, replace
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from overnight import __version__, checkpoint, plan, records, resolve
+from overnight import checkpoint, plan, records, resolve
 from overnight import config as configs
 from overnight.checkpoint import State
 from overnight.config import Config, fields_of
 from overnight.data.manifest import Data
+from overnight.environment import environment
 from overnight.errors import UserError, refuse
 from overnight.evals import continuations, hellaswag, tasks
 from overnight.evals.hellaswag import Question
 from overnight.files import parent_problem, to_json, write_synced
 from overnight.lock import Lock
-from overnight.machine import cpu_count, cpu_name
 from overnight.models.linear import choose_products
 from overnight.weights.tensors import Weights
 from overnight.world import World, choose_compile, choose_precision, device_memory
@@ -271,32 +267,3 @@ def describe(start: Start) -> None:
     tokenizer = json.dumps(start.data.tokenizer.to_json(), ensure_ascii=False)
     write_synced(start.run / resolve.TOKENIZER, tokenizer + "\n")
     write_synced(start.run / resolve.ENVIRONMENT, to_json(environment()))
-
-
-def environment() -> dict[str, Any]:
-    """Versions, hardware, commit and command line: what one asks about when results differ."""
-    cuda = torch.cuda.is_available()
-    return {
-        "time": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": ["overnight", *sys.argv[1:]],
-        "overnight": __version__,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "cuda": torch.version.cuda,
-        "platform": platform.platform(),
-        "cpu": cpu_name(),
-        "cpus": cpu_count(),
-        "threads": torch.get_num_threads(),
-        "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())] if cuda else [],
-        "git": git_commit(),
-    }
-
-
-def git_commit() -> str | None:
-    """The commit of the checkout that this code runs from, '-dirty' with uncommitted changes."""
-    here = Path(__file__).parent
-    try:
-        ask = ["git", "-C", str(here), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-        return subprocess.run(ask, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
-    except (OSError, subprocess.SubprocessError):
-        return None

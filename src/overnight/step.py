@@ -73,7 +73,7 @@ class Engine:
         linear.use(config.train.products)
         if config.deterministic:
             be_deterministic()
-        self.config, self.world, self.model, self.batches = config, world, model, batches
+        self.config, self.world = config, world
         self.stack = ExitStack()
         self.autocast = use_precision(config.precision, world.device)
         self.kernel = self.stack.enter_context(attention.fastest(config, world.device))

@@ -8,7 +8,8 @@ import torch
 from torch.nn import functional as F
 
 from overnight.config import ModelConfig
-from overnight.models.gpt2 import GPT, KVCache
+from overnight.models.cache import KVCache
+from overnight.models.gpt2 import GPT
 
 TINY = ModelConfig(n_layer=2, n_head=3, n_embd=24, block_size=16, vocab_size=40)
 CONV1D = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")

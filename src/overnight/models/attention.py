@@ -44,22 +44,29 @@ def fastest(config: Config, device: torch.device) -> Iterator[str | None]:
         return
     found = {name: timed(backend, config, device, half) for name, backend in BACKENDS.items()}
     for package in PACKAGES:
-        with contextlib.suppress(Exception):  # not installed, or not for this card or this torch
-            attention.activate_flash_attention_impl(package)
+        with contextlib.suppress(Exception), activated(package):  # not installed, or not for this card
             found[package] = timed(SDPBackend.FLASH_ATTENTION, config, device, half)
-            attention.restore_flash_attention_impl()
     milliseconds = {name: took for name, took in found.items() if took is not None}
     if not milliseconds:
         yield None
         return
     best = min(milliseconds, key=milliseconds.__getitem__)
-    if best in PACKAGES:
-        attention.activate_flash_attention_impl(best)
     # Those behind it take what it refuses: masks, other sizes.
     order = [BACKENDS.get(best, SDPBackend.FLASH_ATTENTION), SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
-    with attention.sdpa_kernel(list(dict.fromkeys(order)), set_priority=True):
+    with (
+        activated(best) if best in PACKAGES else contextlib.nullcontext(),
+        attention.sdpa_kernel(list(dict.fromkeys(order)), set_priority=True),
+    ):
         yield best
-    if best in PACKAGES:
+
+
+@contextlib.contextmanager
+def activated(package: str) -> Iterator[None]:
+    """In here "flash" is another package's."""
+    attention.activate_flash_attention_impl(package)
+    try:
+        yield
+    finally:
         attention.restore_flash_attention_impl()
 
 
@@ -73,7 +80,7 @@ def timed(
     # As the model lays them out: strided views of one product.
     qkv = torch.randn(shape, device=device, dtype=dtype, requires_grad=True)
     q, k, v = qkv.transpose(1, 2).chunk(3, dim=1)
-    began, ended = torch.Event(device, enable_timing=True), torch.Event(device, enable_timing=True)
+    began, ended = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
     try:
         with attention.sdpa_kernel(backend):
             for number in range(-2, rounds):

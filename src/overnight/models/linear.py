@@ -1,7 +1,7 @@
 """x W' + b in fp32 on a CPU, by the library that is faster there.
 
 torch's own products call MKL, which keeps its fast paths for Intel's processors. On others oneDNN, which
-torch carries as well, is faster (docs/performance.md). torch has no public name for it: `torch.ops.mkldnn`
+torch carries as well, is faster. torch has no public name for it: `torch.ops.mkldnn`
 is what torch.compile calls, and a torch without it is served by MKL.
 """
 
@@ -54,7 +54,11 @@ def has_onednn() -> bool:
 @cache
 def onednn_is_faster() -> bool:
     """Whether torch has oneDNN beside MKL, and the processor is not Intel's."""
-    return has_onednn() and torch.backends.mkl.is_available() and machine.vendor() not in ("", "GenuineIntel")
+    return (
+        has_onednn()
+        and torch.backends.mkl.is_available()
+        and machine.cpu_vendor() not in ("", "GenuineIntel")
+    )
 
 
 def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
