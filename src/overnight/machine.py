@@ -36,7 +36,7 @@ def cpu_field(name: str) -> str:
 def keep_memory() -> None:
     """Let the process keep what it frees, where its allocator is glibc's. By default a block of more than
     32 MB comes in fresh pages each time, and having them filled with zeros can take longer than what is
-    computed there."""
+    computed there. After a few steps each finds the memory of the one before; the holes cost some more."""
     try:
         mallopt = ctypes.CDLL(None).mallopt
     except (AttributeError, OSError, TypeError):

@@ -82,16 +82,17 @@ def memory(
         logits = tokens * V * (12 + (2 if half else 0))
     else:
         # Of a part: logits and log-probabilities in fp32, with autocast the logits and their gradient too.
-        # Of all: the head's gradient in fp32, twice while it is scaled; that of the last layer's output.
+        # Of all: the token embedding's gradient in fp32, as a head (twice while it is scaled) and as a table;
+        # that of the last layer's output.
         part = min(tokens, rows_at_once(device, V))
-        logits = part * V * (8 + (4 if half else 0)) + 2 * 4 * V * C + tokens * C * width
+        logits = part * V * (8 + (4 if half else 0)) + 3 * 4 * V * C + tokens * C * width
     parts = {
         "process": PROCESS[device],
         "weights": n * (6 if half else 4) // shards,  # autocast keeps a copy
         "gradients": 4 * n,
         "optimizer": 8 * n // shards,
         "activations": int(tokens * kept * (1 + HOLES[device])),
-        "logits": logits,
+        "logits": int(logits * (1 + HOLES[device])),
     }
     if device != "cuda":  # there it is the host's memory
         parts["copy to save"] = checkpoint_bytes(model)
