@@ -184,6 +184,8 @@ class Config:
     """Save and stop after this long, with exit code 75; 0: no limit."""
     verify: bool = False
     """Check every shard's SHA-256 before step 0."""
+    profile: bool = False
+    """Look into a few of the first steps: a Chrome trace in the run, a table of where a step goes."""
     init_from: str = ""
     """MODEL whose weights to start from; empty: random ones."""
     model: ModelConfig = field(default_factory=ModelConfig)

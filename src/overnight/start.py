@@ -27,7 +27,8 @@ from overnight.world import World, choose_compile, choose_precision, device_memo
 
 # What may differ when a run goes on; of steps, only more.
 FREE = {"steps", "eval_every", "val_tokens", "save_every", "sample_every", "keep", "device", "processes"}
-FREE |= {"max_minutes", "max_restarts", "verify", "hellaswag_every", "hellaswag_items", "hellaswag_file"}
+FREE |= {"max_minutes", "max_restarts", "verify", "profile"}
+FREE |= {"hellaswag_every", "hellaswag_items", "hellaswag_file"}
 FREE |= {"micro_batch", "parallel", "train.max_bad_steps"}  # how a step is computed, not which
 FREE |= {"sample.prompt", "sample.count", "sample.length"}
 PLACES = {"data", "run"}  # names of folders: the data is compared by its content, the run is itself

@@ -4,8 +4,7 @@ import gc
 import math
 import time
 from collections import deque
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 
 import torch
 
@@ -19,9 +18,10 @@ from overnight.lock import Lock
 from overnight.memory import clear_memory_errors
 from overnight.models.gpt2 import GPT
 from overnight.parallel import plain
+from overnight.profiling import Profile
 from overnight.saving import Saver
 from overnight.start import Start, begin
-from overnight.step import Engine
+from overnight.step import Engine, frozen_garbage
 from overnight.stop import Stop
 from overnight.terminal import Silent, Status
 from overnight.watch import BadSteps
@@ -62,18 +62,6 @@ def train(start: Start, world: World, stop: Stop, lock: Lock) -> int:
                     start = session.back_before(row)
             del session
             gc.collect()  # the model and all that acts on it, before there is another
-
-
-@contextmanager
-def frozen_garbage() -> Iterator[None]:
-    """In here Python's garbage collector leaves alone what was there before: looking through all of torch
-    takes a tenth of a second each time, and finds nothing."""
-    gc.collect()
-    gc.freeze()
-    try:
-        yield
-    finally:
-        gc.unfreeze()
 
 
 def loop(session: "Session", stop: Stop) -> int:
@@ -131,6 +119,8 @@ class Session:
         self.asked = ""
         self.save_owed = False
         self.journal.announce(self.engine.kernel)
+        self.profile = Profile(config.profile and world.is_main, self.journal, world.device)
+        stack.callback(self.profile.close)
 
     def update(self, step: int, stop: Stop) -> str:
         """Update number `step` (1 is the first). Returns why to stop, agreed on by all ranks, or ''."""
@@ -141,7 +131,8 @@ class Session:
         wishes = self.world.send([asked == "interrupted", asked == "preempted"])
         numbers = torch.cat([loss.reshape(1), grad_norm.reshape(1), self.world.sum(wishes)])
         self.readings.append((step, self.engine.lr(step), Reading(numbers)))
-        self.settle(self.world.lag)
+        self.settle(0 if self.profile.ends else self.world.lag)
+        self.profile.step(step)
         return self.asked
 
     def settle(self, unread: int = 0) -> None:

@@ -5,6 +5,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 import torch
 from torch import Tensor
+from torch.profiler import record_function
 
 from overnight.data.batches import Batches
 from overnight.world import World
@@ -27,11 +28,12 @@ class Loader:
         """Inputs and targets, each (micro_batch, T) int64 on the device, for each micro-step of `step`."""
         count = self.micro_steps(step)
         for micro_step in range(count):
-            inputs, targets = self._take(step, micro_step)
             following = (step, micro_step + 1) if micro_step + 1 < count else (step + 1, 0)
-            self._ahead = following, self._reader.submit(self._read, *following)
-            device = self.world.device
-            yield inputs.to(device, non_blocking=True), targets.to(device, non_blocking=True)
+            with record_function("data"):
+                pair = self._take(step, micro_step)
+                self._ahead = following, self._reader.submit(self._read, *following)
+                inputs, targets = (one.to(self.world.device, non_blocking=True) for one in pair)
+            yield inputs, targets
 
     def _take(self, step: int, micro_step: int) -> tuple[Tensor, Tensor]:
         if self._ahead and self._ahead[0] == (step, micro_step):

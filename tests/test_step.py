@@ -1,0 +1,47 @@
+"""The update, however it is computed."""
+
+from contextlib import nullcontext
+
+import pytest
+import torch
+
+from overnight.config import ModelConfig, OptimConfig
+from overnight.models.gpt2 import GPT
+from overnight.optim import adamw
+from overnight.step import train_step
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_an_update_that_is_not_finite_does_not_happen(fused: bool) -> None:
+    """With the kernel that looks by itself, and with the one for which the host has to."""
+    model = GPT(ModelConfig(1, 2, 16, 8, 20), 20).init_weights(1)
+    optimizer = adamw(model, OptimConfig(fused=fused))
+    scaler = torch.amp.GradScaler("cpu", enabled=False)
+    ids = torch.randint(20, (2, 9), generator=torch.Generator().manual_seed(1))
+    batch = ids[:, :-1], ids[:, 1:]
+
+    def step() -> tuple[float, dict[str, torch.Tensor]]:
+        loss, _ = train_step(model, optimizer, scaler, [batch], 1, 1e-2, 1.0, nullcontext)
+        return loss.item(), {name: weight.clone() for name, weight in model.state_dict().items()}
+
+    losses, weights = zip(*(step() for _ in range(3)), strict=True)
+    assert losses[0] > losses[1] > losses[2]
+    spoil = model.ln_f.weight.register_hook(lambda grad: grad * torch.nan)
+    _, after = step()
+    spoil.remove()
+    assert all(torch.equal(after[name], weights[-1][name]) for name in after)
+    assert step()[0] < losses[2]
+
+
+def test_the_forms_of_adamw_agree() -> None:
+    found = []
+    for fused in (True, False):
+        model = GPT(ModelConfig(1, 2, 16, 8, 20), 20).init_weights(1)
+        optimizer = adamw(model, OptimConfig(fused=fused))
+        scaler = torch.amp.GradScaler("cpu", enabled=False)
+        ids = torch.randint(20, (2, 9), generator=torch.Generator().manual_seed(1))
+        for _ in range(3):
+            batches = [(ids[:, :-1], ids[:, 1:])]
+            train_step(model, optimizer, scaler, batches, 1, 1e-2, 1.0, nullcontext)
+        found.append(torch.nn.utils.parameters_to_vector(model.parameters()))
+    torch.testing.assert_close(*found)
