@@ -20,6 +20,7 @@ from overnight.verbs.doctor import Doctor
 from overnight.verbs.eval import Eval
 from overnight.verbs.export import Export
 from overnight.verbs.inspect import Inspect
+from overnight.verbs.ladder import Ladder
 from overnight.verbs.plan import Plan
 from overnight.verbs.prepare import Prepare
 from overnight.verbs.sample import Sample
@@ -217,6 +218,7 @@ KINDS = {
     "inspect": Inspect,
     "export": Export,
     "plan quickstart": Plan,
+    "ladder": Ladder,
     "doctor": Doctor,
 }
 

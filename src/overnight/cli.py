@@ -17,6 +17,7 @@ VERBS = {
     "inspect": ("MODEL", "a look into a checkpoint: tensors, position embeddings"),
     "export": ("MODEL", "weights for other people's programs"),
     "plan": ("PRESET", "parameters, FLOPs, memory, time and cost, before anything is spent"),
+    "ladder": ("", "the lecture's speed ladder, rung by rung, on this machine"),
     "doctor": ("", "what this machine can do, and what would go wrong"),
 }
 

@@ -4,6 +4,7 @@ import contextlib
 import ctypes
 import os
 import platform
+import sys
 from pathlib import Path
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # malloc.h
@@ -43,6 +44,16 @@ def keep_memory() -> None:
         return  # another C library
     mallopt(M_MMAP_MAX, 0)  # nothing in mappings of its own
     mallopt(M_TRIM_THRESHOLD, -1)  # and nothing given back
+
+
+def peak_memory() -> int | None:
+    """Bytes that this process has held at its most; None where the system does not tell (Windows)."""
+    if sys.platform == "win32":
+        return None
+    import resource
+
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return most if sys.platform == "darwin" else 1024 * most
 
 
 UNTOLD = 8 * 2**30  # bytes of memory to count on where the system does not tell
