@@ -102,7 +102,7 @@ def synchronize(device: torch.device) -> None:
 
 
 def compile_finding(device: torch.device) -> Finding:
-    if world.choose_compile("auto", device):
+    if world.choose_compile("auto", device) == "on":
         return "compile", "ok", "auto is on: Triton is here"
     if device.type == "cuda":
         return "compile", "note", "auto is off: Triton is missing or this GPU too old; training is slower"
@@ -110,8 +110,8 @@ def compile_finding(device: torch.device) -> Finding:
     return (
         "compile",
         "ok",
-        "auto is off on this device"
-        + ("; --compile on would work" if compiler else "; --compile on would need a C++ compiler"),
+        ("auto measures it for runs of hours; " if device.type == "cpu" else "auto is off on this device; ")
+        + ("--compile on would work" if compiler else "--compile on would need a C++ compiler"),
     )
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from overnight import checkpoint, plan, records, resolve
+from overnight import checkpoint, compiling, plan, records, resolve
 from overnight import config as configs
 from overnight.checkpoint import State
 from overnight.config import Config, fields_of
@@ -22,6 +22,7 @@ from overnight.evals.hellaswag import Question
 from overnight.files import parent_problem, to_json, write_synced
 from overnight.lock import Lock
 from overnight.models.linear import choose_products
+from overnight.terminal import Status
 from overnight.weights.tensors import Weights
 from overnight.world import World, choose_compile, choose_precision, device_memory
 
@@ -111,6 +112,10 @@ def decide(wanted: Config, preset: str, world: World) -> Start:
             f"{run} was trained on other data than {data.folder} (fingerprints differ).",
             "Give its own --data, or choose another --run.",
         )
+    if wanted.compile == "auto" and not old and config.device == "cpu" and world.size == 1:
+        pays = compiling.pays(config, data.tokenizer.vocab_size, Status())
+        config = replace(config, compile="on" if pays else "off")
+        auto["compile"] = config.compile
     questions = hellaswag_questions(config, data, wanted.hellaswag_every)
     if wanted.hellaswag_every == "auto" and not questions:
         config = replace(config, hellaswag_every=0)
@@ -204,12 +209,15 @@ def resolve_autos(wanted: Config, old: Config | None, data: Data, world: World) 
         model = replace(model, vocab_size=old.model.vocab_size if old else rows)
     kept_precision = old.precision if old and wanted.precision == "auto" else wanted.precision
     precision = choose_precision(kept_precision, device)
+    kept_compile = wanted.compile
+    if old and old.device == device.type and wanted.compile == "auto":
+        kept_compile = old.compile
     config = replace(
         wanted,
         model=model,
         device=device.type,  # type: ignore[arg-type]
         precision=precision,  # type: ignore[arg-type]
-        compile="on" if choose_compile(wanted.compile, device) else "off",
+        compile=choose_compile(kept_compile, device),  # type: ignore[arg-type]
         train=replace(wanted.train, products=choose_products(wanted.train.products)),
         processes=world.size,
     )

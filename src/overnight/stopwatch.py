@@ -29,7 +29,7 @@ from overnight.models.gpt2 import GPT
 from overnight.step import Engine, frozen_garbage
 from overnight.world import Reading, World
 
-WARM_UP, LEAST = 3, 5  # steps: not counted; measured however long they take
+WARM_UP, LEAST = 3, 5  # steps: not counted; counted, however long they take
 TOKENS = 1 << 20
 
 
@@ -40,7 +40,7 @@ class Measured:
     step_ms: list[float]
     """Milliseconds of each step behind the warm-up."""
     loss: float
-    """Of step WARM_UP + LEAST: what the same mathematics must agree on, however it is computed."""
+    """Of step `warm_up` + `least`: what the same mathematics must agree on, however it is computed."""
     peak_memory: int | None
     """Bytes: allocated on the GPU, or resident in the process; None where the system does not tell."""
     start_seconds: float
@@ -51,12 +51,16 @@ class Measured:
         return median(self.step_ms)
 
 
-def measure(config: Config, n_tokens: int, steps: int, seconds: float) -> Measured:
-    """Time at most `steps` steps of a resolved config, for about `seconds`, in a process of its own.
+def measure(
+    config: Config, n_tokens: int, steps: int, seconds: float, warm_up: int = WARM_UP, least: int = LEAST
+) -> Measured:
+    """Time at most `steps` steps of a resolved config, for about `seconds`, in a process of its own; at least
+    `least` steps, behind `warm_up` steps that do not count.
 
     n_tokens: ids that the tokens are drawn from. Raises Failure with the reason where it does not work here.
     """
     job = {"config": asdict(config), "n_tokens": n_tokens, "steps": steps, "seconds": seconds}
+    job |= {"warm_up": warm_up, "least": least}
     command = [sys.executable, "-m", "overnight.stopwatch"]
     child = subprocess.run(command, input=json.dumps(job), capture_output=True, text=True)
     if child.returncode:
@@ -72,7 +76,9 @@ def tokens(n_tokens: int) -> Tokens:
     return Tokens([(draw * n_tokens).astype(np.int64)])
 
 
-def watch(config: Config, n_tokens: int, steps: int, seconds: float, here: World) -> Measured:
+def watch(
+    config: Config, n_tokens: int, steps: int, seconds: float, warm_up: int, least: int, here: World
+) -> Measured:
     """What `measure` returns, measured in this process."""
     batches = Batches(tokens(n_tokens), config.model.block_size, config.sequences, config.seed)
     began = perf_counter()
@@ -81,9 +87,8 @@ def watch(config: Config, n_tokens: int, steps: int, seconds: float, here: World
     took, losses = list[float](), list[float]()
 
     def enough() -> bool:
-        if len(took) < WARM_UP + LEAST:
-            return False
-        return len(took) >= WARM_UP + steps or sum(took[WARM_UP:]) > seconds
+        counted = took[warm_up:]
+        return len(counted) >= least and (len(counted) >= steps or sum(counted) > seconds)
 
     with closing(engine), frozen_garbage():
         while not enough():
@@ -96,8 +101,8 @@ def watch(config: Config, n_tokens: int, steps: int, seconds: float, here: World
             start_seconds = start_seconds or clock - began
     cuda = here.device.type == "cuda"
     peak = torch.cuda.max_memory_allocated() if cuda else machine.peak_memory()
-    milliseconds = [round(1000 * one, 3) for one in took[WARM_UP:]]
-    return Measured(milliseconds, losses[WARM_UP + LEAST - 1], peak, round(start_seconds, 2))
+    milliseconds = [round(1000 * one, 3) for one in took[warm_up:]]
+    return Measured(milliseconds, losses[warm_up + least - 1], peak, round(start_seconds, 2))
 
 
 def give_up(line: str) -> None:

@@ -225,11 +225,11 @@ def device_memory(device: torch.device, ranks_here: int) -> int:
     return (machine.memory() or machine.UNTOLD) // ranks_here
 
 
-def choose_compile(name: str, device: torch.device) -> bool:
-    """'auto': where it pays and can work, which is CUDA with Triton."""
+def choose_compile(name: str, device: torch.device) -> str:
+    """'auto': "on" for CUDA with Triton. (On a CPU it is a matter of the run: compiling.py.)"""
     if name != "auto":
-        return name == "on"
-    return device.type == "cuda" and triton_works(device)
+        return name
+    return "on" if device.type == "cuda" and triton_works(device) else "off"
 
 
 def triton_works(device: torch.device) -> bool:
