@@ -11,6 +11,11 @@ from overnight.data.batches import Batches
 from overnight.world import World
 
 
+def to_device(values: Tensor, device: torch.device) -> Tensor:
+    """A copy on the device; on CUDA by way of pinned memory, so that the host does not wait for it."""
+    return (values.pin_memory() if device.type == "cuda" else values).to(device, non_blocking=True)
+
+
 class Loader:
     """One rank's micro-batches, read a micro-step ahead by a thread; in pinned memory on CUDA, so that
     the copy to the GPU does not wait."""

@@ -164,9 +164,10 @@ def score_batch(model: GPT, items: Sequence[Item], device: torch.device) -> Tens
         logits = model.logits(part).float()  # (ROWS, V)
         losses.append(F.cross_entropy(logits, wanted, reduction="none"))
         hits.append(logits.argmax(-1) == wanted)
-    log_likelihoods = -torch.cat(losses).cpu().double()
-    by_continuation = zip(log_likelihoods.split(lengths), torch.cat(hits).cpu().split(lengths), strict=True)
-    return torch.stack([torch.stack([one.sum(), hit.all()]) for one, hit in by_continuation])
+    found = torch.stack([torch.cat(losses), 1.0 - torch.cat(hits).float()]).cpu().double()  # (2, M)
+    continuation = torch.repeat_interleave(torch.tensor(lengths))  # (M,)
+    summed, missed = torch.zeros(2, len(lengths), dtype=torch.float64).index_add_(1, continuation, found)
+    return torch.stack([-summed, (missed == 0).double()], dim=1)
 
 
 def attends(branch: np.ndarray) -> np.ndarray:

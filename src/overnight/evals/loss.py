@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager
 import numpy as np
 import torch
 
+from overnight.data.loader import to_device
 from overnight.data.shards import Tokens
 from overnight.models.gpt2 import GPT
 from overnight.world import World
@@ -34,7 +35,9 @@ def validation(
     predicted = min(len(tokens) - 1, limit or len(tokens))
     starts = range(0, predicted, block_size)
     rows = max(1, TOKENS_AT_ONCE[world.device.type] // block_size)
-    totals = torch.zeros(2, dtype=torch.float64)  # summed loss, summed bytes
+    device, summed_bytes = world.device, 0
+    # On the device, so that the host reads the next windows meanwhile; MPS has no float64.
+    summed_loss = torch.zeros((), dtype=torch.float64, device="cpu" if device.type == "mps" else device)
     was_training = model.training
     model.eval()
     for number in range(world.rank, math.ceil(len(starts) / rows), world.size):
@@ -44,14 +47,13 @@ def validation(
         for group in ([full] if full else []) + [[start] for start in chunk[len(full) :]]:
             length = min(block_size, predicted - group[0])
             window = np.stack([tokens.read(start, length + 1) for start in group])  # (B, T + 1)
-            ids = torch.from_numpy(window).to(world.device)
+            ids = to_device(torch.from_numpy(window), device)
             with autocast():
                 losses = model.token_losses(ids[:, :-1], ids[:, 1:])  # (B, T)
-            totals[0] += losses.cpu().double().sum()
-            totals[1] += int(byte_lengths[window[:, 1:]].sum())
+            summed_loss += losses.to(summed_loss.device).double().sum()
+            summed_bytes += int(byte_lengths[window[:, 1:]].sum())
     model.train(was_training)
-    # nccl sums on the GPU only; MPS has no float64, but it has no ranks either.
-    summed = world.sum(totals.to(world.device) if world.size > 1 else totals).tolist()
-    yield "loss", summed[0] / predicted
-    yield "bits_per_byte", summed[0] / summed[1] / math.log(2) if summed[1] else math.inf
+    loss, bytes_ = world.sum(torch.stack([summed_loss, torch.full_like(summed_loss, summed_bytes)])).tolist()
+    yield "loss", loss / predicted
+    yield "bits_per_byte", loss / bytes_ / math.log(2) if bytes_ else math.inf
     yield "tokens", predicted
