@@ -1,0 +1,113 @@
+"""What only a GPU can show. Each test is small; `benchmarks/gpu.sh` measures."""
+
+from collections.abc import Iterator
+from contextlib import closing, nullcontext
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from overnight import decode, ladder, profiling
+from overnight.config import Config, ModelConfig, OptimConfig
+from overnight.data.batches import Batches
+from overnight.data.shards import Tokens
+from overnight.evals.loss import validation
+from overnight.models.gpt2 import GPT
+from overnight.step import Engine
+from overnight.world import World
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU with CUDA")
+
+MODEL = ModelConfig(2, 4, 256, 128, 512)
+CONFIG = Config(
+    data="", run="", steps=100, batch_tokens=4 * 128, micro_batch=2, device="cuda", precision="bf16",
+    compile="off", model=MODEL, optim=OptimConfig(warmup_steps=0),
+)  # fmt: skip
+TOKENS = Tokens([np.random.default_rng(1).integers(0, 500, 20_000)])
+
+
+@pytest.fixture
+def here() -> World:
+    return World(torch.device("cuda", 0))
+
+
+def fail(line: str) -> None:
+    raise AssertionError(line)
+
+
+def engine_of(config: Config, world: World) -> Engine:
+    batches = Batches(TOKENS, 128, config.sequences, seed=1)
+    return Engine(GPT(config.model, 500).init_weights(1), config, batches, world, fail)
+
+
+def losses(config: Config, world: World, steps: int = 5) -> list[float]:
+    with closing(engine_of(config, world)) as engine:
+        return [engine.update(step)[0].item() for step in range(1, steps + 1)]
+
+
+@pytest.fixture
+def no_synchronisation() -> Iterator[None]:
+    """In here a wait of the host for the GPU is an error."""
+    yield
+    torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize("compiled", ["off", "on"])
+def test_the_host_does_not_wait_inside_a_step(compiled: str, here: World, no_synchronisation: None) -> None:
+    with closing(engine_of(replace(CONFIG, compile=compiled), here)) as engine:
+        for step in (1, 2):  # libraries set themselves up
+            engine.update(step)
+        torch.cuda.set_sync_debug_mode("error")
+        found = [engine.update(step)[0] for step in (3, 4, 5)]
+        torch.cuda.set_sync_debug_mode("default")
+    assert torch.isfinite(torch.stack(found)).all()
+
+
+def test_the_gpu_trains_as_the_cpu_does(here: World) -> None:
+    config = replace(CONFIG, precision="fp32")
+    cpu = losses(replace(config, device="cpu"), World(torch.device("cpu")))
+    assert losses(config, here) == pytest.approx(cpu, abs=1e-4)
+
+
+@pytest.mark.parametrize("rung", ladder.RUNGS, ids=lambda rung: rung.pattern)
+def test_every_rung_computes_the_same_training(rung: ladder.Rung, here: World) -> None:
+    place = ladder.Place(here.device, "bf16")
+    first = ladder.first_config(replace(MODEL, vocab_size=500), 4, place)
+    half = replace(first, precision="bf16") if rung.obstacle(first, place) else first
+    if reason := rung.obstacle(half, place):
+        pytest.skip(reason)
+    assert losses(rung.change(half, place), here) == pytest.approx(losses(first, here), abs=2e-2)
+
+
+def test_a_captured_step_writes_what_an_eager_one_does(here: World) -> None:
+    model = GPT(MODEL, 500).init_weights(1).to(here.device).eval()
+    prompts = [torch.arange(5, device=here.device), torch.arange(9, device=here.device)]
+    written = []
+    for static in (True, False):
+        sampling = decode.Sampling(temperature=0)
+        decoder = decode.Decoder(model, prompts, 40, sampling, seed=1, n_ids=500, static=static)
+        with torch.no_grad():
+            written.append([decoder.step().tolist() for _ in range(40)])
+        assert bool(decoder.graph) == static
+    assert written[0] == written[1]
+
+
+def test_validation_is_that_of_the_cpu(here: World) -> None:
+    model = GPT(MODEL, 500).init_weights(1)
+    lengths = np.ones(512, dtype=np.int64)
+    cpu = World(torch.device("cpu"))
+    expected = dict(validation(model, TOKENS, lengths, 128, None, cpu, nullcontext))
+    found = dict(validation(model.to(here.device), TOKENS, lengths, 128, None, here, nullcontext))
+    assert found == pytest.approx(expected, rel=1e-6)
+
+
+def test_attention_is_the_chosen_kernels(here: World) -> None:
+    """By the names in a profile."""
+    with closing(engine_of(CONFIG, here)) as engine, torch.profiler.profile() as profiler:
+        engine.update(1)
+        torch.cuda.synchronize()
+    names = [event.key for event in profiler.key_averages() if profiling.kind_of(event.key) == "attention"]
+    sign = {"cudnn": "cudnn", "flash": "flash", "efficient": "fmha", "FA3": "flash", "FA4": "flash"}
+    assert engine.kernel is not None
+    assert any(sign[engine.kernel] in name.lower() for name in names), (engine.kernel, names)
