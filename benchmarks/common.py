@@ -1,6 +1,8 @@
 """What every benchmark shares: the machine it ran on, medians, and where results go."""
 
+import contextlib
 import json
+import multiprocessing
 import statistics
 import subprocess
 import sys
@@ -44,10 +46,55 @@ def alternate(work: dict[str, Callable[[], object]], rounds: int, warm_up: int =
     return seconds
 
 
+def in_turn(
+    make: dict[str, Callable[[], Callable[[], object]]], rounds: int, each: int = 1, warm_up: int = 1
+) -> dict[str, list[float]]:
+    """Seconds of each piece of work, in processes of their own and in turn: `rounds` times `each` runs of
+    one, then of the next. make: what makes the work, in its process; it has to be picklable."""
+    spawn = multiprocessing.get_context("spawn")
+    workers = {}
+    for name, maker in make.items():
+        here, there = spawn.Pipe()
+        process = spawn.Process(target=serve, args=(maker, there), daemon=True)
+        process.start()
+        there.close()
+        workers[name] = process, here
+    seconds: dict[str, list[float]] = {name: [] for name in make}
+    for number in range(-1, rounds):
+        for name, (_, pipe) in workers.items():
+            pipe.send(warm_up if number < 0 else each)
+            took = pipe.recv()
+            seconds[name] += took if number >= 0 else []
+            progress(f"{name}: {1000 * statistics.median(took):,.1f} ms")
+    for process, pipe in workers.values():
+        pipe.close()  # its end
+        process.join()
+    return seconds
+
+
+def serve(make: Callable[[], Callable[[], object]], pipe: Any) -> None:
+    """The other side of `in_turn`."""
+    work = make()
+    with contextlib.suppress(EOFError):
+        while count := pipe.recv():
+            took = []
+            for _ in range(count):
+                began = perf_counter()
+                work()
+                took.append(perf_counter() - began)
+            pipe.send(took)
+
+
+def progress(line: str) -> None:
+    print(f"  {line}", file=sys.stderr, flush=True)
+
+
 def summary(seconds: list[float], scale: float = 1000.0) -> dict[str, float]:
-    """Median, least and most, in milliseconds unless told."""
+    """Median, first tenth, least and most, in milliseconds unless told."""
+    ordered = sorted(seconds)
     return {
         "median": round(statistics.median(seconds) * scale, 3),
+        "tenth": round(ordered[len(ordered) // 10] * scale, 3),
         "min": round(min(seconds) * scale, 3),
         "max": round(max(seconds) * scale, 3),
     }

@@ -1,7 +1,7 @@
 """What a checkpoint costs a run: the time that training loses around one, as a share of 250 steps; how soon a
-resumed run makes its first step; and that memory does not grow over 10,000 steps.
+resumed run makes its first step; with --memory, that memory does not grow over 10,000 steps.
 
-python benchmarks/saving.py [--device auto] [--batch-tokens 64]     GPT-2 124M; about 7 minutes on a CPU
+python benchmarks/saving.py [--device auto] [--batch-tokens 64] [--memory]     GPT-2 124M
 """
 
 import argparse
@@ -21,7 +21,7 @@ from common import last_step, overnight, save
 from overnight import records
 from overnight.checkpoint import list_steps
 
-SAVE_EVERY, SAVES = 40, 6
+SAVE_EVERY, SAVES = 40, 3
 INTERVAL = 250  # steps between checkpoints of the preset
 
 
@@ -29,17 +29,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--device", default="auto")
     parser.add_argument("--batch-tokens", type=int, default=64, help="few, so that a step is fast")
+    parser.add_argument("--memory", action="store_true")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         place = Path(name)
         (place / "text.txt").write_text("".join(f"The night has {n} steps.\n" for n in range(100_000)))
         overnight("prepare", f"text:{place / 'text.txt'}", "--out", place / "gpt2", "--tokenizer", "gpt2")
         overnight("prepare", f"text:{place / 'text.txt'}", "--out", place / "char", "--tokenizer", "char")
-        figures = {
-            "saving, GPT-2 124M": saving(place, options.device, options.batch_tokens),
-            "memory, 10,000 steps of a small model": memory(place),
-        }
-    save("saving", figures)
+        save("saving", saving(place, options.device, options.batch_tokens))
+        if options.memory:
+            save("memory", memory(place))
 
 
 def command(*arguments: object) -> list[str]:

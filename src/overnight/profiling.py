@@ -10,12 +10,14 @@ import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.profiler import ProfilerActivity, profile, schedule
 
-from overnight.journal import Journal
+if TYPE_CHECKING:
+    from overnight.journal import Journal
 
 WAIT, STEPS = 4, 3  # steps of this process that warm up; steps that are looked at
 LAST = WAIT + 1 + STEPS  # torch's profiler warms up for a step of its own
@@ -130,10 +132,16 @@ def table(found: Spent) -> Iterator[str]:
         yield f"  {kind:16} {ms:>10,.2f} ms  {name[:80]}"
 
 
+def write_trace(profiler: profile, path: Path) -> list[dict[str, Any]]:
+    """Write what was seen as a Chrome trace; its events."""
+    profiler.export_chrome_trace(str(path))
+    return json.loads(path.read_text())["traceEvents"]
+
+
 class Profile:
     """Of a run, where it is wanted: `step` after each update; the rest happens by itself."""
 
-    def __init__(self, wanted: bool, journal: Journal, device: torch.device):
+    def __init__(self, wanted: bool, journal: "Journal", device: torch.device):
         self.journal, self.trace = journal, journal.run / "profile.json"
         self.at, self.steps = 0, 0
         self.profiler: profile | None = None
@@ -163,8 +171,7 @@ class Profile:
         if self.steps < LAST:
             return
         try:
-            profiler.export_chrome_trace(str(self.trace))
-            found = spent(json.loads(self.trace.read_text())["traceEvents"])
+            found = spent(write_trace(profiler, self.trace))
         except (OSError, RuntimeError, ValueError) as error:  # a full disk costs the profile, not the run
             self.journal.say(f"{self.trace}: the profile could not be written: {error}")
             return

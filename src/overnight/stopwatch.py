@@ -70,9 +70,9 @@ def measure(
     return Measured(**json.loads(child.stdout.splitlines()[-1]))
 
 
-def tokens(n_tokens: int) -> Tokens:
+def tokens(n_tokens: int, count: int = TOKENS) -> Tokens:
     """Made-up ones, small ids more often than large ones, so that there is something to learn."""
-    draw = np.random.default_rng(1).random(TOKENS) ** 4
+    draw = np.random.default_rng(1).random(count) ** 4
     return Tokens([(draw * n_tokens).astype(np.int64)])
 
 

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import tiktoken
 
 from overnight.errors import UserError
 from overnight.files import read_json
@@ -117,6 +116,8 @@ class BytePairTokenizer(Tokenizer):
         ranks = {piece: rank for rank, piece in enumerate(self._pieces)}
         if len(ranks) != len(self._pieces):
             raise ValueError("two merges make the same token")
+        import tiktoken  # only here: models are measured on machines that have torch and no more
+
         self._encoding = tiktoken.Encoding(
             name=kind, pat_str=PATTERN, mergeable_ranks=ranks, special_tokens={}
         )

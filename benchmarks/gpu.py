@@ -1,0 +1,225 @@
+"""Everything that wants a GPU, on one card and without a network: a training step beside other people's,
+validation, HellaSwag's shapes, sampling, a profile of a step, the ladder.
+
+    python benchmarks/gpu.py [--nanogpt DIR] [--minutes 8]     (benchmarks/gpu.sh: the tests first)
+
+Needs torch 2.11 or newer and numpy; transformers joins in where it is installed. Weights and tokens are made
+up: times do not depend on them. What would not end in time is left out, and said to be. `--small` runs all of
+it at toy sizes, on a CPU too: whether it works, not how fast.
+"""
+
+import argparse
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+import peers
+from common import in_turn, progress, save
+from overnight import ladder, plan, profiling, stopwatch, world
+from overnight.config import ModelConfig
+from overnight.decode import Sampling
+from overnight.evals.continuations import Item, score
+from overnight.evals.loss import validation
+from overnight.generate import generate
+from overnight.models.gpt2 import GPT
+
+GPT2 = ModelConfig(vocab_size=50_304)
+IDS = 50_257
+HALF_MILLION = 524_288  # tokens a step
+INTERVAL = 250  # steps between validations
+LECTURE = "the lecture's settings in this engine"
+
+
+class Bench:
+    def __init__(self, options: argparse.Namespace):
+        self.small, self.device = options.small, world.choose_device(options.device)
+        self.nanogpt, self.until = options.nanogpt, time.monotonic() + 60 * options.minutes
+        self.half = self.device.type == "cuda" and world.choose_precision("auto", self.device) == "bf16"
+        self.model = replace(GPT2, n_layer=2, n_head=2, n_embd=64, block_size=64) if self.small else GPT2
+        self.autocast = world.use_precision("bf16" if self.half else "fp32", self.device)
+        self.figures: dict[str, Any] = {}
+        self.rows: list[tuple[str, str, str]] = []  # what, figure, what it shall be
+
+    def row(self, what: str, figure: str, goal: str = "") -> None:
+        self.rows.append((what, figure, goal))
+        progress(f"{what}: {figure}")
+
+    def part(self, name: str, work: Callable[[], None], needs: float) -> None:
+        """A part of the work, if there is time for it; its failure is a row, not the end."""
+        if time.monotonic() + needs > self.until:
+            self.row(name, "left out: no time")
+            return
+        try:
+            work()
+        except Exception as error:
+            reason = next(iter(str(error).splitlines()), type(error).__name__)
+            self.row(name, f"failed: {type(error).__name__}: {reason[:100]}")
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    # A training step
+
+    def steps(
+        self, name: str, step: Callable[[peers.Setting], peers.Step], rows: int, compiled: bool
+    ) -> float:
+        """Tokens/s of a step of half a million tokens, in a process of its own."""
+        T = self.model.block_size
+        count = 1 if self.small else HALF_MILLION // (rows * T)
+        setting = peers.Setting(self.model, rows, self.device.type, self.half, compiled, count)
+        seconds = in_turn({name: partial(step, setting)}, 1, 2 if self.small else 8, warm_up=2)[name]
+        rate = rows * T * count / statistics.median(seconds)
+        peak = world.peak_flops(self.device, "bf16" if self.half else "fp32")
+        mfu = rate * plan.flops_per_token(self.model) / peak if peak else None
+        self.figures[name] = {
+            "tokens_per_second": round(rate), "mfu": mfu, "micro_batch": rows,
+            "step_ms": [round(1000 * one, 2) for one in seconds],
+        }  # fmt: skip
+        return rate
+
+    def training(self) -> None:
+        rows, compiled = 2 if self.small else 64, not self.small
+        ours = self.steps("overnight", peers.overnight, rows, compiled)
+        mfu = self.figures["overnight"]["mfu"]
+        self.row("training, tokens/s", f"{ours:,.0f}", "H200: 560,000")
+        self.row("  MFU (855 MFLOP a token)", f"{mfu:.1%}" if mfu else "peak not known", "48%")
+        others = {LECTURE: (peers.lecture, rows // 2)}
+        if self.nanogpt:
+            others["nanoGPT, compiled"] = partial(peers.nanogpt, self.nanogpt.resolve()), rows // 4
+        others["transformers, compiled"] = peers.transformers, rows // 4
+        for name, (step, fits) in others.items():
+
+            def beside(name: str = name, step: Any = step, fits: int = fits) -> None:
+                theirs = self.steps(name, step, max(1, fits), compiled)
+                goal = "1.25 of the lecture's code" if name == LECTURE else ""
+                self.row(f"  {name}", f"{theirs:,.0f}: ours {ours / theirs:.2f} times as fast", goal)
+
+            self.part(f"  {name}", beside, 0 if self.small else 70)
+
+    # What stands around the steps
+
+    def made(self) -> GPT:
+        return GPT(self.model, IDS).init_weights(1).to(self.device).eval()
+
+    def timed(self, work: Callable[[], object]) -> float:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
+        began = time.perf_counter()
+        work()
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
+        return time.perf_counter() - began
+
+    def evaluating(self) -> None:
+        model, here = self.made(), world.World(self.device)
+        count, lengths = (5_000, 20) if self.small else (10_485_760, 10_042)
+        tokens, ones = stopwatch.tokens(IDS, count + 1), np.ones(IDS, dtype=np.int64)
+        T = self.model.block_size
+        self.timed(lambda: dict(validation(model, tokens, ones, T, 100 * T, here, self.autocast)))
+        seconds = self.timed(lambda: dict(validation(model, tokens, ones, T, None, here, self.autocast)))
+        rate = self.figures.get("overnight", {}).get("tokens_per_second")
+        share = seconds / (seconds + INTERVAL * HALF_MILLION / rate) if rate else None
+        self.figures["validation"] = {"tokens": count, "seconds": seconds, "share": share}
+        of = f", {share:.1%} of {INTERVAL} steps with it" if share else ""
+        self.row(f"validation of {count:,} tokens", f"{seconds:.2f} s{of}", "4%")
+        # Lengths as HellaSwag's validation items have them: contexts of 20 to 110 tokens, endings of 5 to 45.
+        draw = np.random.default_rng(1)
+
+        def ids(least: int, most: int) -> list[int]:
+            return draw.integers(0, IDS, draw.integers(least, most)).tolist()
+
+        longest = min(45, T // 4)
+        items = [Item(ids(5, 2 * longest), [ids(5, longest) for _ in range(4)]) for _ in range(lengths)]
+        score(model, items[:50], here, self.autocast)
+        seconds = self.timed(lambda: score(model, items, here, self.autocast))
+        self.figures["hellaswag"] = {"items": lengths, "seconds": seconds}
+        self.row(f"HellaSwag's shapes, {lengths:,} items", f"{seconds:.2f} s", "10 s")
+
+    def sampling(self) -> None:
+        model, length = self.made(), 16 if self.small else 512
+        for batch, goal in ((1, 1_500), (64, 60_000)):
+            prompts = list(torch.randint(IDS, (batch, 16), device=self.device))
+
+            def write(count: int = length, prompts: list[torch.Tensor] = prompts) -> None:
+                with self.autocast():
+                    for _ in generate(model, prompts, count, Sampling(temperature=0.9, top_k=50), seed=1):
+                        pass
+
+            write(8)
+            seconds = [self.timed(write) for _ in range(3)]
+            rate = batch * length / statistics.median(seconds)
+            self.figures[f"sampling, batch {batch}"] = {
+                "new_tokens": length,
+                "tokens_per_second": round(rate),
+            }
+            self.row(f"sampling, batch {batch}", f"{rate:,.0f} tokens/s", f"{goal:,}")
+
+    def profile(self) -> None:
+        """Where a step of four micro-batches goes; by which kernels attention is computed."""
+        rows = 2 if self.small else 64
+        setting = peers.Setting(self.model, rows, self.device.type, self.half, not self.small, 4)
+        step = peers.overnight(setting)
+        for _ in range(3):
+            step()
+        with torch.profiler.profile() as profiler:
+            for _ in range(2):
+                step()
+        with tempfile.TemporaryDirectory() as folder:
+            trace = profiling.write_trace(profiler, Path(folder) / "trace.json")
+        found = profiling.spent(trace)
+        names = sorted({e["name"] for e in trace if e.get("cat") == "kernel"})
+        kernels = [name[:90] for name in names if profiling.kind_of(name) == "attention"]
+        self.figures["profile"] = {"ms": found.kinds, "longest": found.longest, "attention": kernels}
+        for kind, ms in found.kinds.items():
+            self.row(f"  of a step, {kind}", f"{ms / found.step_ms:.1%}")
+        for name in kernels:
+            self.row("  attention by", name)
+
+    def climb(self) -> None:
+        """The ladder at the lecture's 16 x 1024."""
+        place = ladder.Place(self.device, "bf16" if self.half or self.device.type == "cpu" else "fp16")
+        model = replace(self.model, vocab_size=IDS)
+        first = ladder.first_config(model, 2 if self.small else 16, place)
+        rungs: list[dict[str, Any]] = []
+        self.figures["ladder"] = rungs
+        for climbed in ladder.climb(first, IDS, place, 20, 0.5 if self.small else 5.0, progress):
+            rungs.append(climbed.described(place))
+            gain = f", {climbed.gain:.2f}x" if climbed.gain else ""
+            lecture = f"A100: {climbed.rung.lecture_ms}" if climbed.rung.lecture_ms else ""
+            took = f"{climbed.found.ms:.1f} ms{gain}" if climbed.found else climbed.reason
+            left_out = " (not kept)" if climbed.found and not climbed.kept else ""
+            self.row(f"ladder, {climbed.name}", took + left_out, lecture)
+            if time.monotonic() > self.until:
+                self.row("ladder", "the rest left out: no time")
+                return
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"))
+    parser.add_argument("--nanogpt", type=Path)
+    parser.add_argument("--minutes", type=float, default=8.0)
+    parser.add_argument("--small", action="store_true")
+    bench = Bench(parser.parse_args())
+    bench.part("training", bench.training, 0)
+    bench.part("evaluation", bench.evaluating, 0)
+    bench.part("sampling", bench.sampling, 0)
+    bench.part("profile", bench.profile, 0)
+    bench.part("ladder", bench.climb, 0)
+    card = torch.cuda.get_device_name() if bench.device.type == "cuda" else "CPU"
+    if not bench.small:
+        save("gpu", {"card": card, **bench.figures})
+    print(f"\n{card}, torch {torch.__version__}\n")
+    for what, figure, goal in bench.rows:
+        print(f"{what:48} {figure:48} {goal}".rstrip())
+
+
+if __name__ == "__main__":
+    main()
