@@ -44,4 +44,4 @@ def test_the_forms_of_adamw_agree() -> None:
             batches = [(ids[:, :-1], ids[:, 1:])]
             train_step(model, optimizer, scaler, batches, 1, 1e-2, 1.0, nullcontext)
         found.append(torch.nn.utils.parameters_to_vector(model.parameters()))
-    torch.testing.assert_close(*found)
+    torch.testing.assert_close(*found, atol=1e-4, rtol=0)  # of 0.03 that weights moved
