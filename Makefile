@@ -40,7 +40,7 @@ format: $(READY)  ## rewrite the code in the project's format
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(READY)  ## measure the README's CPU figures again (about 17 minutes, an otherwise idle machine)
+bench: $(READY)  ## measure the README's CPU figures again (under 10 minutes, an otherwise idle machine)
 	$(BIN)/python benchmarks/run.py
 
 clean:  ## remove the virtual environment and caches (data/ and runs/ stay)

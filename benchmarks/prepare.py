@@ -20,8 +20,8 @@ import pyarrow.parquet as pq
 from common import overnight, save, summary
 from overnight.data.documents import stdlib_files
 
-SIZES = (10, 20, 40)  # MB
-FAST_SIZES = (40, 120, 200)
+SIZES = (10, 30)  # MB
+FAST_SIZES = (40, 120)
 
 
 def texts(size: int) -> list[str]:
@@ -48,7 +48,7 @@ def write_corpus(folder: Path, size: int, kind: str) -> int:
     return sum(len(text.encode()) for text in found)
 
 
-def rate(root: Path, kind: str, sizes: tuple[int, ...], workers: int, rounds: int = 2) -> dict[str, object]:
+def rate(root: Path, kind: str, sizes: tuple[int, ...], workers: int, rounds: int = 1) -> dict[str, object]:
     """Seconds at each size, and MB/s between the smallest and the largest."""
     written = {}
     for size in sizes:

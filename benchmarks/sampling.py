@@ -17,7 +17,7 @@ from overnight.decode import Sampling
 from overnight.generate import generate
 from overnight.models.gpt2 import GPT
 
-PROMPT, LENGTH, ROUNDS = 32, 64, 5
+PROMPT, LENGTH, ROUNDS = 32, 48, 3
 
 
 def main() -> None:

@@ -21,7 +21,7 @@ from common import last_step, overnight, save
 from overnight import records
 from overnight.checkpoint import list_steps
 
-SAVE_EVERY, SAVES = 40, 3
+SAVE_EVERY, SAVES = 40, 2
 INTERVAL = 250  # steps between checkpoints of the preset
 
 
@@ -54,15 +54,16 @@ def saving(place: Path, device: str, batch_tokens: int) -> dict[str, Any]:
     train += ["--hellaswag-every", 0, "--sample-every", 0, "--steps", 100_000]
     process = subprocess.Popen(command(*train), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     last = SAVES * SAVE_EVERY
-    while not run.is_dir() or list_steps(run)[-1:] != [last] or last_step(run) < last + SAVE_EVERY - 2:
+    enough = last + SAVE_EVERY - 2
+    while last not in published_at(run) or last_step(run) < enough:
+        if last not in published_at(run):  # the disk may be slower than the steps
+            enough = max(enough, last_step(run) + 10)
         time.sleep(0.2)
         assert process.poll() is None
     process.send_signal(signal.SIGKILL)
     process.wait()
     gaps = step_seconds(run)
-    published = {
-        r["step"]: when(r) for r in records.read(run) if r["kind"] == "event" and r["name"] == "checkpoint"
-    }
+    published = published_at(run)
     ended = {r["step"]: when(r) for r in records.read(run) if r["kind"] == "train"}
     lost, quiet = [], []
     for saved in range(SAVE_EVERY, last + 1, SAVE_EVERY):
@@ -95,6 +96,14 @@ def saving(place: Path, device: str, batch_tokens: int) -> dict[str, Any]:
         "percent_of_250_steps_of_one_second": round(100 * statistics.median(lost) / INTERVAL, 2),
         "resume_to_first_step_seconds": round(first_step, 1),
     }
+
+
+def published_at(run: Path) -> dict[int, datetime]:
+    """When each checkpoint was on the disk."""
+    if not (run / records.FILE).exists():
+        return {}
+    found = [r for r in records.read(run) if r["kind"] == "event" and r["name"] == "checkpoint"]
+    return {r["step"]: when(r) for r in found}
 
 
 def step_seconds(run: Path) -> dict[int, float]:

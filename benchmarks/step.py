@@ -27,9 +27,9 @@ SHAPES = {
         peers.Setting(ModelConfig(4, 4, 128, 64, 65, bias=False, activation="gelu"), 12), 10, 20,
     ),
     "6 x 384, 16 x 256, vocabulary 4096": (
-        peers.Setting(ModelConfig(6, 6, 384, 256, 4096, bias=False, activation="gelu"), 16), 5, 1,
+        peers.Setting(ModelConfig(6, 6, 384, 256, 4096, bias=False, activation="gelu"), 16), 4, 1,
     ),
-    "GPT-2 124M, 4 x 1024": (peers.Setting(ModelConfig(vocab_size=50_257), 4), 2, 1),
+    "GPT-2 124M, 4 x 1024": (peers.Setting(ModelConfig(vocab_size=50_257), 4), 1, 1),
 }  # fmt: skip
 RATE = 600_000  # tokens/s at which loading must not be noticed
 
@@ -62,7 +62,7 @@ def main() -> None:
             continue
         make = {"overnight": partial(peers.overnight, setting)}
         make["transformers"] = partial(peers.transformers, setting)
-        if setting.model.n_embd < 768:  # half an hour otherwise
+        if setting.model.n_embd < 384:  # the larger ones take minutes
             make["torch_modules"] = partial(peers.torch_modules, setting)
         if options.nanogpt:
             make["nanogpt"] = partial(peers.nanogpt, options.nanogpt.resolve(), setting)

@@ -19,7 +19,7 @@ import numpy as np
 from common import save, summary
 from overnight.data import fast, tokens
 
-SIZE, LONGEST, ROUNDS = 60_000_000, 5000, 3
+SIZE, LONGEST, ROUNDS = 20_000_000, 5000, 3
 
 
 def python_source() -> list[str]:

@@ -23,7 +23,7 @@ from overnight.models.gpt2 import GPT
 from overnight.weights import export
 from overnight.weights.tensors import Weights
 
-ROUNDS = 3
+ROUNDS = 2
 LOGITS = """
 import sys, torch
 from overnight import resolve

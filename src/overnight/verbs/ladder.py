@@ -13,11 +13,11 @@ from overnight.config import Auto, ModelConfig, at_least
 from overnight.errors import DONE, UserError, near, refuse
 from overnight.presets import PRESETS
 from overnight.verbs import Device
+from overnight.verbs.plan import GPT2_IDS, Plan, with_vocabulary
 
 if TYPE_CHECKING:
     from overnight.ladder import Climbed, Place
 
-GPT2_IDS = 50_257
 SMALL = ModelConfig(n_layer=2, n_head=4, n_embd=128, block_size=128)  # a few seconds a rung on a CPU
 LECTURE, SMALL_BATCH = 16, 4  # windows a step
 SECONDS = {"cpu": 2.5, "mps": 8.0, "cuda": 8.0}  # of steps, a rung
@@ -122,7 +122,6 @@ def shape(wanted: Ladder, place: "Place") -> tuple[ModelConfig, int]:
     """The model, with its vocabulary's size, and the windows of a step."""
     from overnight import plan
     from overnight.ladder import first_config
-    from overnight.verbs.plan import Plan, with_vocabulary
     from overnight.world import device_memory
 
     preset = wanted.preset or ("" if place.kind == "cpu" else "gpt2-124m")
