@@ -1,6 +1,5 @@
 """What every benchmark shares: the machine it ran on, medians, and where results go."""
 
-import contextlib
 import json
 import multiprocessing
 import statistics
@@ -25,13 +24,14 @@ def machine() -> dict[str, Any]:
     return {name: here[name] for name in kept} | {"cpu_capability": torch.backends.cpu.get_cpu_capability()}
 
 
-def save(name: str, figures: dict[str, Any]) -> None:
-    """Print the figures and write benchmarks/results/NAME.json."""
+def save(name: str, figures: dict[str, Any], quiet: bool = False) -> None:
+    """Print the figures, unless quiet, and write benchmarks/results/NAME.json."""
     command = " ".join(Path(word).name for word in sys.argv)  # where files lie is nobody's business
     result = {"benchmark": name, "command": command, "machine": machine(), "figures": figures}
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / f"{name}.json").write_text(json.dumps(result, indent=2) + "\n")
-    print(json.dumps(figures, indent=2))
+    if not quiet:
+        print(json.dumps(figures, indent=2))
 
 
 def alternate(work: dict[str, Callable[[], object]], rounds: int, warm_up: int = 1) -> dict[str, list[float]]:
@@ -47,10 +47,15 @@ def alternate(work: dict[str, Callable[[], object]], rounds: int, warm_up: int =
 
 
 def in_turn(
-    make: dict[str, Callable[[], Callable[[], object]]], rounds: int, each: int = 1, warm_up: int = 1
+    make: dict[str, Callable[[], Callable[[], object]]],
+    rounds: int,
+    each: int = 1,
+    warm_up: int = 1,
+    patience: float = 900.0,
 ) -> dict[str, list[float]]:
     """Seconds of each piece of work, in processes of their own and in turn: `rounds` times `each` runs of
-    one, then of the next. make: what makes the work, in its process; it has to be picklable."""
+    one, then of the next. make: what makes the work, in its process; it has to be picklable. Raises
+    RuntimeError with the reason where one fails or is silent for `patience` seconds."""
     spawn = multiprocessing.get_context("spawn")
     workers = {}
     for name, maker in make.items():
@@ -60,22 +65,26 @@ def in_turn(
         there.close()
         workers[name] = process, here
     seconds: dict[str, list[float]] = {name: [] for name in make}
-    for number in range(-1, rounds):
-        for name, (_, pipe) in workers.items():
-            pipe.send(warm_up if number < 0 else each)
-            took = pipe.recv()
-            seconds[name] += took if number >= 0 else []
-            progress(f"{name}: {1000 * statistics.median(took):,.1f} ms")
-    for process, pipe in workers.values():
-        pipe.close()  # its end
-        process.join()
+    try:
+        for number in range(-1, rounds):
+            for name, (_, pipe) in workers.items():
+                pipe.send(warm_up if number < 0 else each)
+                took = pipe.recv() if pipe.poll(patience) else "no time was left"
+                if isinstance(took, str):
+                    raise RuntimeError(f"{name}: {took}")
+                seconds[name] += took if number >= 0 else []
+                progress(f"{name}: {1000 * statistics.median(took):,.1f} ms")
+    finally:
+        for process, _ in workers.values():
+            process.kill()
+            process.join()
     return seconds
 
 
 def serve(make: Callable[[], Callable[[], object]], pipe: Any) -> None:
-    """The other side of `in_turn`."""
-    work = make()
-    with contextlib.suppress(EOFError):
+    """The other side of `in_turn`, until it is killed."""
+    try:
+        work = make()
         while count := pipe.recv():
             took = []
             for _ in range(count):
@@ -83,6 +92,9 @@ def serve(make: Callable[[], Callable[[], object]], pipe: Any) -> None:
                 work()
                 took.append(perf_counter() - began)
             pipe.send(took)
+    except Exception as error:  # whatever it is, the other side tells
+        reason = next(iter(str(error).splitlines()), "")
+        pipe.send(f"{type(error).__name__}: {reason}")
 
 
 def progress(line: str) -> None:

@@ -38,7 +38,7 @@ def machine(name: str) -> str:
     found = load(name)["machine"]
     where = found["gpus"][0] if found["gpus"] else f"{found['cpus']} cores of an {found['cpu']}"
     what = f"{where}, {found['cpu_capability']}, torch {found['torch']}"
-    return f"{what}, {found['time'][:10]}, {found['git'][:9]}"
+    return f"{what}, {found['time'][:10]}, {(found['git'] or 'no commit')[:9]}"
 
 
 def milliseconds(ms: float) -> str:
@@ -140,14 +140,18 @@ def readme_rows() -> Iterator[list[str]]:
         f"{memory['growth_mb']:.1f} MB more",
         "",
     ]
+    crash = load("crash")["figures"]
+    kills = [
+        f"{crash[name]['survived']} of {crash[name]['kills']}" for name in ("single", "ranks", "prepare")
+    ]
     yield [
         "kills survived in a row: one process, two ranks, `prepare` (`benchmarks/crash.py`)",
-        "100 of 100 each",
+        ", ".join(kills),
         "",
     ]
     yield [
         "spoiled files given to each of 37 readers (`benchmarks/fuzz.py`)",
-        "10,000, none escaped",
+        f"{load('fuzz')['figures']['cases']:,}, none escaped",
         "",
     ]
     yield [

@@ -48,9 +48,7 @@ def takes(monkeypatch: pytest.MonkeyPatch) -> Callable[[float | str, float | str
     return set_up
 
 
-@pytest.mark.parametrize(
-    ("compiled", "pays"), [(80.0, True), (99.0, False), (130.0, False), ("no g++", False)]
-)
+@pytest.mark.parametrize(("compiled", "pays"), [(80.0, True), (99.0, False), (130.0, False)])
 def test_a_long_run_is_measured_once(
     compiled: float | str, pays: bool, takes: Callable[..., list[str]], cache: Path
 ) -> None:
@@ -89,10 +87,26 @@ def test_a_cache_that_cannot_be_written_costs_nothing(takes: Callable[..., list[
     assert compiling.pays(LONG, 50, Silent())
 
 
-def test_what_fails_either_way_is_not_remembered(takes: Callable[..., list[str]], cache: Path) -> None:
-    takes("out of memory", 80.0)
-    assert not compiling.pays(LONG, 50, Silent())
+def test_what_fails_is_not_remembered(takes: Callable[..., list[str]], cache: Path) -> None:
+    """A compiler may be installed, memory may get free."""
+    for plain, compiled in (("out of memory", 80.0), (100.0, "no g++")):
+        takes(plain, compiled)
+        assert not compiling.pays(LONG, 50, Silent())
     assert not cache.exists()
+    takes(100.0, 50.0)
+    assert compiling.pays(LONG, 50, Silent())
+    assert not compiling.pays(replace(LONG, steps=100), 50, Silent()), (
+        "a short run does not pay for the start"
+    )
+
+
+def test_without_a_home_there_is_still_a_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    def homeless() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setattr(Path, "home", homeless)
+    assert compiling.remembered().name == "compile.json"
 
 
 def test_a_run_takes_the_answer_and_a_resumed_one_keeps_it(

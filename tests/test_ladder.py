@@ -106,6 +106,26 @@ def test_the_verb_measures_and_writes(cli: Cli, tmp_path: Path, monkeypatch: pyt
     assert "<link" not in page
 
 
+@pytest.mark.parametrize("found", [Failure("no room"), Measured([1.0], float("nan"), None, 0.0)])
+def test_a_ladder_on_which_nothing_works_fails(
+    found: Any, cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def measure(*_: Any) -> Measured:
+        if isinstance(found, Failure):
+            raise found
+        return found
+
+    monkeypatch.setattr(ladder, "measure", measure)
+    outcome = cli("ladder", "--out", tmp_path / "l.json", "--device", "cpu")
+    written = json.loads((tmp_path / "l.json").read_text())
+    assert not any(rung["kept"] for rung in written["rungs"])
+    if isinstance(found, Failure):
+        assert outcome.code == 1
+        assert "nothing could be measured: no room" in outcome.err
+    else:
+        assert {rung["loss"] for rung in written["rungs"]} == {None}
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -114,6 +134,8 @@ def test_the_verb_measures_and_writes(cli: Cli, tmp_path: Path, monkeypatch: pyt
         ("--out broken.json", "broken.json exists and is not a ladder's"),
         ("--out folder.json", "folder.json is a folder"),
         ("--out notes.json/ladder.json", "notes.json is a file"),
+        ("--out mine.json", "mine.html exists and is not a ladder's"),
+        (f"--out {'a' * 300}.json", "cannot be written: File name too long"),
         ("--preset gpt2-124", "Did you mean gpt2-124m?"),
         ("--steps 0", "steps is 0: give 1 or more."),
         ("--micro-batch 0", "micro-batch is 0: give 1 or more."),
@@ -126,6 +148,7 @@ def test_wrong_input_is_refused_before_anything_is_measured(
     (tmp_path / "notes.json").write_text('{"mine": 1}')
     (tmp_path / "broken.json").write_text("{")
     (tmp_path / "folder.json").mkdir()
+    (tmp_path / "mine.html").write_text("precious")
     before = tree(tmp_path)
     outcome = cli("ladder", *arguments.split())
     assert (outcome.code, outcome.out) == (2, "")

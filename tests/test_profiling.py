@@ -3,9 +3,11 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 from overnight import profiling, records
 
@@ -33,6 +35,7 @@ def event(cat: str, name: str, ts: float, dur: float, tid: int = 1) -> dict:
         ("triton_poi_fused_gelu_3", None),
         ("aten::native_layer_norm", None),
         ("Memcpy DtoD (Device -> Device)", None),
+        ("ncclDevKernel_AllReduce_Sum_f32_RING_LL(ncclDevKernelArgsStorage<4096ul>)", "communication"),
     ],
 )
 def test_names_tell_their_kind(name: str, kind: str | None) -> None:
@@ -58,7 +61,7 @@ def test_a_cpus_step_is_sorted_by_operation_without_what_each_calls() -> None:
     found = profiling.spent(trace)
     assert found.kinds == {
         "attention": 0.0, "matrix products": 0.042, "elementwise": 0.01, "loss": 0.008, "optimizer": 0.015,
-        "data": 0.01, "gaps": 0.015,
+        "communication": 0.0, "data": 0.01, "gaps": 0.015,
     }  # fmt: skip
     assert sum(found.kinds.values()) == pytest.approx(found.step_ms) == 0.1
     assert found.longest[0] == ("aten::addmm", "matrix products", 0.02)
@@ -69,6 +72,9 @@ def test_a_gpus_steps_are_sorted_by_kernel_and_gaps_are_where_none_runs() -> Non
         event("user_annotation", "step", 0, 3),
         event("user_annotation", "step", 3, 3),
         event("cpu_op", "aten::mm", 0, 2),
+        event("kernel", "sm80_xmma_gemm_bf16bf16", 0, 9, tid=7),  # of the step before
+        event("gpu_user_annotation", "step", 10, 50, tid=7),
+        event("gpu_user_annotation", "step", 70, 40, tid=7),
         event("gpu_memcpy", "Memcpy HtoD (Pinned -> Device)", 10, 4, tid=9),
         event("kernel", "sm80_xmma_gemm_bf16bf16", 10, 50, tid=7),
         event("kernel", "triton_poi_fused_gelu_3", 70, 10, tid=7),
@@ -115,3 +121,25 @@ def test_a_profile_that_cannot_be_written_costs_the_profile_only(
     assert outcome.code == 0
     assert "the profile could not be written" in outcome.out
     assert "Done: 14 steps" in outcome.out
+
+
+def test_an_evaluation_between_two_steps_is_not_of_a_step() -> None:
+    trace = [event("user_annotation", "step", 0, 1), event("user_annotation", "step", 1, 1)]
+    trace += [event("gpu_user_annotation", "step", begin, 20, tid=7) for begin in (0, 100)]
+    trace += [event("kernel", "gelu", begin, 20, tid=7) for begin in (0, 100)]
+    trace += [event("kernel", "gelu", 30, 50, tid=7)]
+    found = profiling.spent(trace)
+    assert (found.step_ms, found.kinds["elementwise"], found.kinds["gaps"]) == (0.02, 0.02, 0.0)
+
+
+@pytest.mark.parametrize("main", [True, False])
+def test_every_rank_reads_its_numbers_at_the_same_steps(main: bool, tmp_path: Path) -> None:
+    """Else one would hear of a stop a step before the others, and they would wait for it."""
+    journal = SimpleNamespace(run=tmp_path, event=lambda *_: None, say=lambda line: None)
+    profile = profiling.Profile(True, main, journal, torch.device("cpu"))  # type: ignore[arg-type]
+    turns = []
+    for step in range(1, 12):
+        turns.append(profile.turns)
+        profile.step(step)
+    assert [step for step, turn in enumerate(turns, 1) if turn] == [profiling.WAIT + 1, profiling.LAST]
+    profile.close()

@@ -155,7 +155,7 @@ class Config:
     precision: Literal["auto", "fp32", "tf32", "bf16", "fp16"] = "auto"
     """Of matrix products; auto: bf16 or fp16 where a GPU has it in hardware, else fp32."""
     compile: Literal["auto", "on", "off"] = "auto"
-    """torch.compile; auto: on for CUDA with Triton, measured on a CPU for runs of hours (once)."""
+    """torch.compile; auto: on for CUDA with Triton, measured on a CPU for one process's runs of hours."""
     deterministic: bool = False
     """On CUDA: only kernels that give the same bits each time."""
     processes: int = 1

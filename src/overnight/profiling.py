@@ -7,9 +7,11 @@ elementwise, but for the products and attention that it calls.
 """
 
 import json
+import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,13 +24,14 @@ if TYPE_CHECKING:
 WAIT, STEPS = 4, 3  # steps of this process that warm up; steps that are looked at
 LAST = WAIT + 1 + STEPS  # torch's profiler warms up for a step of its own
 LONGEST = 12  # names to tell
-KINDS = ("attention", "matrix products", "elementwise", "loss", "optimizer", "data", "gaps")
+KINDS = ("attention", "matrix products", "elementwise", "loss", "optimizer", "communication", "data", "gaps")
 
 # The first that finds a name decides. Kernels: cuDNN, FlashAttention, CUTLASS, cuBLAS (nvjet since 12.8),
 # Triton's with the operations that were fused into them; operations: torch's own, and oneDNN's.
 PATTERNS = {
     "optimizer": r"^optimizer$|multi_tensor_apply|[Ff]used_?[Aa]dam",
     "data": r"^data$|Memcpy HtoD",
+    "communication": r"nccl|c10d|gloo|all_?reduce|AllReduce|reduce_scatter|all_gather",
     "attention": r"sdpa|fmha|flash|[Aa]ttention|aten::_softmax|aten::bmm|(?<!log)_softmax",
     "matrix products": r"gemm|nvjet|cutlass|xmma|cublas|splitK|aten::mm$|aten::addmm|aten::linear$|mkldnn::"
     r"|Product",
@@ -58,12 +61,15 @@ def spent(events: list[dict[str, Any]]) -> Spent:
     """From a trace's events, "step" annotations around the steps among them."""
     complete = [event for event in events if event.get("ph") == "X"]
     steps = [event for event in complete if event["name"] == "step" and event["cat"] == "user_annotation"]
+    if not steps:
+        raise ValueError("there is no step in the trace")
     kernels = [e for e in complete if e["cat"] in ("kernel", "gpu_memcpy", "gpu_memset")]
-    busy = list(on_gpu(complete, kernels) if kernels else on_cpu(complete, steps))
     if kernels:
-        total = max(e["ts"] + e["dur"] for e in kernels) - min(e["ts"] for e in kernels)
-        idle = total - covered((e["ts"], e["ts"] + e["dur"]) for e in kernels)
+        ours, total = of_steps(complete, kernels)
+        busy = list(on_gpu(complete, ours))
+        idle = total - covered((e["ts"], e["ts"] + e["dur"]) for e in ours)
     else:
+        busy = list(on_cpu(complete, steps))
         total = sum(event["dur"] for event in steps)
         idle = total - sum(took for _, _, took in busy)
     kinds, names = dict.fromkeys(KINDS, 0.0) | {"gaps": idle}, dict[tuple[str, str], float]()
@@ -76,6 +82,26 @@ def spent(events: list[dict[str, Any]]) -> Spent:
         len(steps), total / each, {kind: took / each for kind, took in kinds.items()},
         [(name, kind, names[name, kind] / each) for name, kind in longest],
     )  # fmt: skip
+
+
+def of_steps(
+    events: list[dict[str, Any]], kernels: list[dict[str, Any]]
+) -> tuple[list[dict[str, Any]], float]:
+    """The kernels of training steps, and the microseconds from the first to the last of them, less the times
+    between two steps when the GPU did something else (an evaluation)."""
+    marks = [e for e in events if e["cat"] == "gpu_user_annotation" and e["name"] == "step"]
+    spans = sorted((e["ts"], e["ts"] + e["dur"]) for e in marks)
+    if not spans:
+        spans = [(min(e["ts"] for e in kernels), max(e["ts"] + e["dur"] for e in kernels))]
+    ours, others = list[dict[str, Any]](), list[dict[str, Any]]()
+    for kernel in kernels:
+        inside = any(begin <= kernel["ts"] < end for begin, end in spans)
+        (ours if inside else others).append(kernel)
+    total = sum(end - begin for begin, end in spans)
+    for (_, end), (begin, _) in pairwise(spans):
+        if not any(end <= kernel["ts"] < begin for kernel in others):
+            total += max(0.0, begin - end)  # waiting
+    return ours, total
 
 
 def on_gpu(events: list[dict[str, Any]], kernels: list[dict[str, Any]]) -> Iterator[tuple[str, str, float]]:
@@ -134,18 +160,25 @@ def table(found: Spent) -> Iterator[str]:
 
 def write_trace(profiler: profile, path: Path) -> list[dict[str, Any]]:
     """Write what was seen as a Chrome trace; its events."""
-    profiler.export_chrome_trace(str(path))
-    return json.loads(path.read_text())["traceEvents"]
+    aside = path.with_name(f".{path.name}")  # a full disk leaves no half of one
+    try:
+        profiler.export_chrome_trace(str(aside))
+        events = json.loads(aside.read_text())["traceEvents"]
+        os.replace(aside, path)
+    finally:
+        aside.unlink(missing_ok=True)
+    return events
 
 
 class Profile:
-    """Of a run, where it is wanted: `step` after each update; the rest happens by itself."""
+    """Of a run, where it is wanted: `step` after each update; the rest happens by itself. Every rank has one,
+    so that all read their numbers at the same steps; the first alone looks."""
 
-    def __init__(self, wanted: bool, journal: "Journal", device: torch.device):
+    def __init__(self, wanted: bool, main: bool, journal: "Journal", device: torch.device):
         self.journal, self.trace = journal, journal.run / "profile.json"
-        self.at, self.steps = 0, 0
+        self.wanted, self.at, self.steps = wanted, 0, 0
         self.profiler: profile | None = None
-        if wanted:
+        if wanted and main:
             activities = [ProfilerActivity.CPU]
             if device.type == "cuda":
                 activities.append(ProfilerActivity.CUDA)
@@ -154,9 +187,9 @@ class Profile:
             self.profiler.start()
 
     @property
-    def ends(self) -> bool:
-        """Whether the next `step` will stop, and write for a while."""
-        return self.profiler is not None and self.steps + 1 == LAST
+    def turns(self) -> bool:
+        """Whether the next `step` begins or ends the looking: what the device has to do shall be done."""
+        return self.wanted and self.steps + 1 in (WAIT + 1, LAST)
 
     def step(self, step: int) -> None:
         """Update number `step` is done."""

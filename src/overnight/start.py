@@ -112,14 +112,15 @@ def decide(wanted: Config, preset: str, world: World) -> Start:
             f"{run} was trained on other data than {data.folder} (fingerprints differ).",
             "Give its own --data, or choose another --run.",
         )
-    if wanted.compile == "auto" and not old and config.device == "cpu" and world.size == 1:
-        pays = compiling.pays(config, data.tokenizer.vocab_size, Status())
-        config = replace(config, compile="on" if pays else "off")
-        auto["compile"] = config.compile
     questions = hellaswag_questions(config, data, wanted.hellaswag_every)
     if wanted.hellaswag_every == "auto" and not questions:
         config = replace(config, hellaswag_every=0)
         auto["hellaswag_every"] = 0
+    here_alone = config.device == "cpu" and world.size == 1 and config.parallel == "ddp"
+    if wanted.compile == "auto" and here_alone and not old:  # last: it may take minutes
+        pays = compiling.pays(config, data.tokenizer.vocab_size, Status())
+        config = replace(config, compile="on" if pays else "off")
+        auto["compile"] = config.compile
     resuming = old is not None
     return Start(
         config, preset, auto, run, data, state, donor, questions, resuming, changes, damaged,

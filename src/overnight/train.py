@@ -119,7 +119,7 @@ class Session:
         self.asked = ""
         self.save_owed = False
         self.journal.announce(self.engine.kernel)
-        self.profile = Profile(config.profile and world.is_main, self.journal, world.device)
+        self.profile = Profile(config.profile, world.is_main, self.journal, world.device)
         stack.callback(self.profile.close)
 
     def update(self, step: int, stop: Stop) -> str:
@@ -131,7 +131,7 @@ class Session:
         wishes = self.world.send([asked == "interrupted", asked == "preempted"])
         numbers = torch.cat([loss.reshape(1), grad_norm.reshape(1), self.world.sum(wishes)])
         self.readings.append((step, self.engine.lr(step), Reading(numbers)))
-        self.settle(0 if self.profile.ends else self.world.lag)
+        self.settle(0 if self.profile.turns else self.world.lag)
         self.profile.step(step)
         return self.asked
 

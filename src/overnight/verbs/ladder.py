@@ -3,14 +3,14 @@
 import dataclasses
 import json as json_format
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from overnight.arguments import parse
 from overnight.config import Auto, ModelConfig, at_least
-from overnight.errors import DONE, UserError, near, refuse
+from overnight.errors import DONE, Failure, UserError, near, refuse
 from overnight.presets import PRESETS
 from overnight.verbs import Device
 from overnight.verbs.plan import GPT2_IDS, Plan, with_vocabulary
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 SMALL = ModelConfig(n_layer=2, n_head=4, n_embd=128, block_size=128)  # a few seconds a rung on a CPU
 LECTURE, SMALL_BATCH = 16, 4  # windows a step
+TITLE = "<title>Speed ladder</title>"  # of the chart (ladder_page.py)
 SECONDS = {"cpu": 2.5, "mps": 8.0, "cuda": 8.0}  # of steps, a rung
 
 
@@ -36,7 +37,7 @@ class Ladder:
     micro_batch: int | Auto = "auto"
     """Windows of a step; auto: 16, the lecture's, or fewer where they would not fit; 4 of the small model."""
     steps: int = 30
-    """Steps of a rung, at most: slow ones get fewer."""
+    """Steps of a rung, at most: slow ones get fewer, but five."""
     json: bool = False
     """Print the JSON, too."""
 
@@ -53,7 +54,8 @@ class Ladder:
 def run(arguments: list[str]) -> int:
     wanted = parse(Ladder, "overnight ladder", arguments)
     out = Path(wanted.out)
-    refuse(out_problems(out))
+    chart = out.with_suffix(".html")
+    refuse(out_problems(out, chart))
 
     from overnight import ladder, ladder_page, world
     from overnight.environment import environment
@@ -83,6 +85,9 @@ def run(arguments: list[str]) -> int:
         status.update(lambda: line + (f", about {duration(left)} left" if done else ""))
 
     with clear_disk_errors(f"writing {out}"):
+        out.parent.mkdir(parents=True, exist_ok=True)
+        write_synced(out, to_json(found))  # now, if it cannot be written
+        chart.unlink(missing_ok=True)
         status.say(ladder_page.setting(found))
         status.say(HEAD)
         steps = ladder.climb(first, n_tokens, place, wanted.steps, SECONDS[device.type], measuring)
@@ -90,32 +95,43 @@ def run(arguments: list[str]) -> int:
             status.say(row(climbed, place))
             found["rungs"].append(climbed.described(place))
             found["complete"] = len(found["rungs"]) == len(ladder.RUNGS)
-            out.parent.mkdir(parents=True, exist_ok=True)
             write_synced(out, to_json(found))  # each time: what was measured is not lost
-        write_synced(out.with_suffix(".html"), ladder_page.page(found))
-    status.say(f"{out}: these figures. {out.with_suffix('.html')}: a chart beside the lecture's.")
+        if not any(rung["ms"] for rung in found["rungs"]):
+            raise Failure(f"nothing could be measured: {found['rungs'][0]['reason']}")
+        write_synced(chart, ladder_page.page(found))
+    status.say(f"{out}: these figures. {chart}: a chart beside the lecture's.")
     if wanted.json:
         print(json_format.dumps(found))
     return DONE
 
 
-def out_problems(out: Path) -> Iterator[str]:
+def out_problems(out: Path, chart: Path) -> Iterator[str]:
     """What keeps the figures from being written there; a file that is no ladder's is not overwritten."""
-    from overnight.files import parent_problem, read_json
+    from overnight.files import parent_problem
 
-    if problem := parent_problem(out):
-        yield problem
-    elif out.suffix != ".json":
-        yield f"--out {out} does not end in .json: the chart goes to the same name with .html."
-    elif out.is_dir():
-        yield f"{out} is a folder: give --out a file's name."
-    elif out.exists():
+    try:
+        if problem := parent_problem(out):
+            yield problem
+        elif out.suffix != ".json":
+            yield f"--out {out} does not end in .json: the chart goes to the same name with .html."
+        else:
+            yield from foreign(out, lambda text: "rungs" in json_format.loads(text))
+            yield from foreign(chart, lambda text: TITLE in text)
+    except OSError as error:
+        yield f"{str(out)[:100]} cannot be written: {error.strerror}. Give another --out."
+
+
+def foreign(path: Path, is_ours: Callable[[str], bool]) -> Iterator[str]:
+    """A problem where something is there that no ladder wrote."""
+    if path.is_dir():
+        yield f"{path} is a folder: give --out a file's name."
+    elif path.exists():
         try:
-            ours = "rungs" in read_json(out, "it")
-        except UserError:
+            ours = is_ours(path.read_text())
+        except (ValueError, TypeError, RecursionError):
             ours = False
         if not ours:
-            yield f"{out} exists and is not a ladder's: give another --out."
+            yield f"{path} exists and is not a ladder's: give another --out."
 
 
 def shape(wanted: Ladder, place: "Place") -> tuple[ModelConfig, int]:
@@ -134,7 +150,10 @@ def shape(wanted: Ladder, place: "Place") -> tuple[ModelConfig, int]:
         return model, wanted.micro_batch
     simplest = first_config(model, 1, place).model
     room = device_memory(place.device, 1)
-    return model, plan.largest_micro_batch(simplest, rows, "fp32", place.kind, room) or 1
+    fits = plan.largest_micro_batch(simplest, rows, "fp32", place.kind, room)
+    if fits is None:
+        raise UserError("not even one window of this model fits here: give a smaller --preset.")
+    return model, fits
 
 
 HEAD = (
