@@ -1,7 +1,7 @@
 """`overnight ladder`: the lecture's speed ladder on this machine."""
 
 import dataclasses
-import json as json_format
+import json
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -38,8 +38,6 @@ class Ladder:
     """Windows of a step; auto: 16, the lecture's, or fewer where they would not fit; 4 of the small model."""
     steps: int = 30
     """Steps of a rung, at most: slow ones get fewer, but five."""
-    json: bool = False
-    """Print the JSON, too."""
 
     def __post_init__(self) -> None:
         refuse(self.problems())
@@ -100,8 +98,6 @@ def run(arguments: list[str]) -> int:
             raise Failure(f"nothing could be measured: {found['rungs'][0]['reason']}")
         write_synced(chart, ladder_page.page(found))
     status.say(f"{out}: these figures. {chart}: a chart beside the lecture's.")
-    if wanted.json:
-        print(json_format.dumps(found))
     return DONE
 
 
@@ -115,7 +111,7 @@ def out_problems(out: Path, chart: Path) -> Iterator[str]:
         elif out.suffix != ".json":
             yield f"--out {out} does not end in .json: the chart goes to the same name with .html."
         else:
-            yield from foreign(out, lambda text: "rungs" in json_format.loads(text))
+            yield from foreign(out, lambda text: "rungs" in json.loads(text))
             yield from foreign(chart, lambda text: TITLE in text)
     except OSError as error:
         yield f"{str(out)[:100]} cannot be written: {error.strerror}. Give another --out."
