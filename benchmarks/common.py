@@ -1,5 +1,6 @@
 """What every benchmark shares: the machine it ran on, medians, and where results go."""
 
+import contextlib
 import json
 import multiprocessing
 import statistics
@@ -68,8 +69,7 @@ def in_turn(
     try:
         for number in range(-1, rounds):
             for name, (_, pipe) in workers.items():
-                pipe.send(warm_up if number < 0 else each)
-                took = pipe.recv() if pipe.poll(patience) else "no time was left"
+                took = ask(pipe, warm_up if number < 0 else each, patience)
                 if isinstance(took, str):
                     raise RuntimeError(f"{name}: {took}")
                 seconds[name] += took if number >= 0 else []
@@ -79,6 +79,16 @@ def in_turn(
             process.kill()
             process.join()
     return seconds
+
+
+def ask(pipe: Any, count: int, patience: float) -> list[float] | str:
+    """The seconds of `count` runs on the other side, or why there are none."""
+    with contextlib.suppress(OSError):  # it may be gone already, and have said why
+        pipe.send(count)
+    try:
+        return pipe.recv() if pipe.poll(patience) else "no time was left"
+    except (EOFError, OSError):
+        return "its process died"
 
 
 def serve(make: Callable[[], Callable[[], object]], pipe: Any) -> None:

@@ -195,7 +195,7 @@ class Bench:
 
     def climb(self) -> None:
         """The ladder at the lecture's 16 x 1024."""
-        place = ladder.Place(self.device, "bf16" if self.half or self.device.type == "cpu" else "fp16")
+        place = ladder.place_of(self.device)
         model = replace(self.model, vocab_size=IDS)
         first = ladder.first_config(model, 2 if self.small else 16, place)
         rungs: list[dict[str, Any]] = []

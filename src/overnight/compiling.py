@@ -45,7 +45,8 @@ def pays(config: Config, n_tokens: int, status: Status) -> bool:
             "(--compile off: without)."
         )
         try:
-            known = read(path) | {key: measured(config, n_tokens)}
+            found = measured(config, n_tokens)
+            known = read(path) | {key: found}  # again: that took minutes, and others write there too
         except Failure as error:  # not remembered: compilers get installed, and memory gets free
             status.say(f"It could not be measured, so it is off: {error}")
             return False

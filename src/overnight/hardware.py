@@ -49,6 +49,11 @@ def rows_at_once(device: str, vocabulary: int) -> int:
     return 2 ** max(0, (LOGITS_AT_ONCE[device] // vocabulary).bit_length() - 1)
 
 
+def padded(ids: int) -> int:
+    """Rows of a vocabulary as a GPU's matrix units want them: the next multiple of 64."""
+    return -(-ids // 64) * 64
+
+
 def named(name: str) -> Gpu:
     """The card that a user means: "h100", "A100-80GB". Raises UserError for an unknown one."""
     wanted = re.sub(r"[\s_-]", "", name).lower()

@@ -11,14 +11,13 @@ from typing import Any, Literal
 
 import torch
 
-from overnight import machine, plan, world
+from overnight import hardware, machine, plan, world
 from overnight.config import Config, ModelConfig, OptimConfig, TrainConfig, fields_of
 from overnight.errors import Failure
 from overnight.models.linear import has_onednn
 from overnight.stopwatch import Measured, measure
 
 TIE = 1.03  # times as fast or slow: machines are not steadier
-PADDED = 64  # rows of the vocabulary come in multiples of this
 
 
 @dataclass(frozen=True)
@@ -32,6 +31,10 @@ class Place:
     @property
     def kind(self) -> str:
         return self.device.type
+
+
+def place_of(device: torch.device) -> Place:
+    return Place(device, "fp16" if world.choose_precision("auto", device) == "fp16" else "bf16")
 
 
 @dataclass(frozen=True)
@@ -58,7 +61,7 @@ def in_train(**change: Any) -> Callable[[Config, Place], Config]:
 
 def padded(config: Config, place: Place) -> Config:
     assert isinstance(config.model.vocab_size, int)
-    return in_model(vocab_size=-(-config.model.vocab_size // PADDED) * PADDED)(config, place)
+    return in_model(vocab_size=hardware.padded(config.model.vocab_size))(config, place)
 
 
 def no_tf32(config: Config, place: Place) -> str:
@@ -113,10 +116,7 @@ RUNGS = (
     Rung("logits in parts", in_model(logits="parts")),
     Rung("bf16 residual stream", in_model(residual="low"), obstacle=only_in("bf16")),
     Rung("weights cast once", in_train(cast="step"), obstacle=only_in("bf16", "fp16")),
-    Rung(
-        "fastest attention", in_train(attention_kernel="fastest"),
-        obstacle=no_kernels,
-    ),
+    Rung("fastest attention", in_train(attention_kernel="fastest"), obstacle=no_kernels),
     Rung("oneDNN's products", in_train(products="onednn"), obstacle=no_onednn),
 )  # fmt: skip
 

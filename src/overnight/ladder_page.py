@@ -6,16 +6,17 @@ from typing import Any
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
+TITLE = "Speed ladder"
 PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
-<title>Speed ladder</title>
+<title>{title}</title>
 <style>
 :root {{ color-scheme: light dark }}
 body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 72rem; margin: 2rem auto; padding: 0 1rem }}
 .chart {{ background: #fff; color: #000 }}
 </style></head><body>
-<h1>Speed ladder</h1>
+<h1>{title}</h1>
 <p>{setting}</p>
 <div class="chart">{chart}</div>
 <p>Grey rungs were no faster here and are left out of those that follow.{missing}</p>
@@ -27,6 +28,7 @@ def page(climbed: dict[str, Any]) -> str:
     """The page, with nothing outside of it: plotly's JavaScript is inside."""
     missing = [f"{rung['name']} ({rung['reason']})" for rung in climbed["rungs"] if rung["reason"]]
     return PAGE.format(
+        title=TITLE,
         setting=html.escape(setting(climbed)),
         chart=chart(climbed["rungs"]).to_html(full_html=False, include_plotlyjs=True, default_height="36rem"),
         missing=html.escape(f" Not measured: {'; '.join(missing)}." if missing else ""),

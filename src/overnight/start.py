@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from overnight import checkpoint, compiling, plan, records, resolve
+from overnight import checkpoint, compiling, hardware, plan, records, resolve
 from overnight import config as configs
 from overnight.checkpoint import State
 from overnight.config import Config, fields_of
@@ -204,9 +204,8 @@ def resolve_autos(wanted: Config, old: Config | None, data: Data, world: World) 
     device = world.device
     model = wanted.model
     if model.vocab_size == "auto":
-        # Tensor cores want multiples of 64; CPUs gain nothing from rows that are never used.
-        unit = 64 if device.type == "cuda" else 1
-        rows = -(-data.tokenizer.vocab_size // unit) * unit
+        ids = data.tokenizer.vocab_size
+        rows = hardware.padded(ids) if device.type == "cuda" else ids  # CPUs gain nothing from unused rows
         model = replace(model, vocab_size=old.model.vocab_size if old else rows)
     kept_precision = old.precision if old and wanted.precision == "auto" else wanted.precision
     precision = choose_precision(kept_precision, device)

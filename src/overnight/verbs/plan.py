@@ -68,7 +68,7 @@ def with_vocabulary(config: Plan, data: Data | None, padded: bool) -> Plan:
     if config.model.vocab_size != "auto":
         return config
     ids = data.tokenizer.vocab_size if data else VOCABULARIES.get(config.data, GPT2_IDS)
-    rows = -(-ids // 64) * 64 if padded else ids
+    rows = hardware.padded(ids) if padded else ids
     return replace(config, model=replace(config.model, vocab_size=rows))
 
 
