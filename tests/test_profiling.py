@@ -123,6 +123,18 @@ def test_a_profile_that_cannot_be_written_costs_the_profile_only(
     assert "Done: 14 steps" in outcome.out
 
 
+def test_a_full_disk_leaves_nothing_of_a_trace(tmp_path: Path) -> None:
+    """torch leaves the half that it could write, under a name of its own, and says nothing."""
+
+    class Profiler:
+        def export_chrome_trace(self, path: str) -> None:
+            Path(f"{path}.tmp").write_text('{"traceEvents": [')
+
+    with pytest.raises(OSError, match="is the disk full"):
+        profiling.write_trace(Profiler(), tmp_path / "profile.json")  # type: ignore[arg-type]
+    assert not list(tmp_path.iterdir())
+
+
 def test_an_evaluation_between_two_steps_is_not_of_a_step() -> None:
     trace = [event("user_annotation", "step", 0, 1), event("user_annotation", "step", 1, 1)]
     trace += [event("gpu_user_annotation", "step", begin, 20, tid=7) for begin in (0, 100)]

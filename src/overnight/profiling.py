@@ -163,10 +163,13 @@ def write_trace(profiler: profile, path: Path) -> list[dict[str, Any]]:
     aside = path.with_name(f".{path.name}")  # a full disk leaves no half of one
     try:
         profiler.export_chrome_trace(str(aside))
+        if not aside.exists():  # torch does not tell
+            raise OSError("torch could not write the trace; is the disk full?")
         events = json.loads(aside.read_text())["traceEvents"]
         os.replace(aside, path)
     finally:
-        aside.unlink(missing_ok=True)
+        for leftover in (aside, aside.with_name(f"{aside.name}.tmp")):  # its own, before it renames it
+            leftover.unlink(missing_ok=True)
     return events
 
 
