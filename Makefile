@@ -22,11 +22,12 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	@touch $@
 
-quickstart: $(READY)  ## prepare, train, evaluate and sample a small GPT (CPU, a few minutes)
+quickstart: $(READY)  ## prepare, train, evaluate, sample and report a small GPT (CPU, a few minutes)
 	$(BIN)/overnight prepare stdlib
 	$(BIN)/overnight train quickstart
 	$(BIN)/overnight eval runs/quickstart
 	$(BIN)/overnight sample runs/quickstart --prompt "def main(" --samples 2 --length 120
+	$(BIN)/overnight report runs/quickstart
 
 test: lint  ## lint, types and all tests
 	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal

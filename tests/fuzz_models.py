@@ -14,7 +14,7 @@ from tests.fuzzing import Reader
 from tests.mutations import json_file, json_lines, safetensors, spoiled_json
 from torch import Tensor
 
-from overnight import checkpoint, optim, presets, records, resolve
+from overnight import checkpoint, optim, presets, records, resolve, runs
 from overnight.checkpoint import OPTIMIZER, STATE, WEIGHTS, State
 from overnight.config import ModelConfig, fields_of
 from overnight.data import tokens
@@ -68,8 +68,8 @@ def make_run(folder: Path) -> Path:
         micro_batch=1,
     )
     described = {"preset": "quickstart"} | asdict(config) | {"auto": {"micro_batch": 1}}
-    (run / resolve.CONFIG).write_text(to_json(described))
-    (run / resolve.TOKENIZER).write_text(to_json(tokenizer().to_json()))
+    (run / runs.CONFIG).write_text(to_json(described))
+    (run / runs.TOKENIZER).write_text(to_json(tokenizer().to_json()))
     (run / records.FILE).write_text("".join(json.dumps(record) + "\n" for record in RECORDS))
     return run
 
@@ -95,7 +95,7 @@ def use(weights: Weights) -> None:
 def read_config(path: Path) -> None:
     """What every verb reads first: the config, then the checkpoint with its checksums."""
     run = path.parent
-    config, extra = resolve.read_config(run)
+    config, extra = runs.read_config(run)
     assert {"preset", "auto"} <= set(extra)
     assert config.sequences(0) > 0
     to_json(asdict(config))
@@ -172,8 +172,8 @@ def read_records(path: Path) -> None:
 
 
 READERS: dict[str, Reader] = {
-    "config": Reader(lambda folder: make_run(folder) / resolve.CONFIG, read_config, json_file),
-    "run-tokenizer": Reader(lambda folder: make_run(folder) / resolve.TOKENIZER, read_run, json_file),
+    "config": Reader(lambda folder: make_run(folder) / runs.CONFIG, read_config, json_file),
+    "run-tokenizer": Reader(lambda folder: make_run(folder) / runs.TOKENIZER, read_run, json_file),
     "weights": Reader(lambda folder: make_state(folder).with_name(WEIGHTS), read_weights, safetensors),
     "optimizer": Reader(lambda folder: make_state(folder).with_name(OPTIMIZER), read_optimizer, safetensors),
     "state": Reader(make_state, read_state, json_file),

@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from tests.violence import assert_same_end, command, events, measured
 from torch import Tensor
 
-from overnight import checkpoint, cli, records, resolve, saving, start, train
+from overnight import checkpoint, cli, records, runs, saving, start, train
 from overnight.checkpoint import WEIGHTS, folder, list_steps
 from overnight.data.batches import Batches
 from overnight.data.manifest import Data
@@ -393,7 +393,7 @@ def test_out_of_memory_names_the_micro_batch_that_fits(data_folder: Path, tmp_pa
     assert 1 <= int(fits) < 1024
     done = attempt("--micro-batch", fits)
     assert done.returncode == 0, done.stderr
-    assert resolve.read_config(run)[0].micro_batch == int(fits)
+    assert runs.read_config(run)[0].micro_batch == int(fits)
 
 
 def test_memory_does_not_grow_with_the_steps(

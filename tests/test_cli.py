@@ -23,6 +23,7 @@ from overnight.verbs.inspect import Inspect
 from overnight.verbs.ladder import Ladder
 from overnight.verbs.plan import Plan
 from overnight.verbs.prepare import Prepare
+from overnight.verbs.report import Report
 from overnight.verbs.sample import Sample
 from overnight.verbs.train import find_preset
 
@@ -219,6 +220,7 @@ KINDS = {
     "export": Export,
     "plan quickstart": Plan,
     "ladder": Ladder,
+    "report": Report,
     "doctor": Doctor,
 }
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from overnight import compiling, resolve
+from overnight import compiling, runs
 from overnight.config import Config, ModelConfig
 from overnight.errors import Failure
 from overnight.stopwatch import Measured
@@ -124,5 +124,5 @@ def test_a_run_takes_the_answer_and_a_resumed_one_keeps_it(
     asked = takes(100.0, 50.0)
     assert train(run, "--steps", 2, "--micro-batch", 2).code == 0
     assert not asked
-    config, extra = resolve.read_config(run)
+    config, extra = runs.read_config(run)
     assert (config.compile, extra["auto"]["compile"]) == ("off", "off")

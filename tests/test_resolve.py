@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from overnight import resolve
+from overnight import resolve, runs
 from overnight.errors import UserError
 
 CPU = torch.device("cpu")
@@ -29,7 +29,7 @@ def refusal(name: str) -> str:
     ],
 )  # fmt: skip
 def test_a_bare_name_is_in_runs_and_a_path_stays_a_path(name: str, path: str) -> None:
-    assert resolve.run_path(name) == Path(path)
+    assert runs.run_path(name) == Path(path)
 
 
 @pytest.mark.parametrize(
@@ -170,7 +170,7 @@ def test_a_config_of_another_model_is_refused_with_the_tensor(run: Path) -> None
 
 
 def test_a_config_says_its_preset_and_what_was_auto(run: Path) -> None:
-    config, extra = resolve.read_config(run)
+    config, extra = runs.read_config(run)
     assert extra["preset"] == "shakespeare-cpu"
     assert extra["auto"].keys() >= {"micro_batch", "precision", "compile", "model.vocab_size"}
     assert (config.steps, config.micro_batch, config.device) == (4, 4, "cpu")

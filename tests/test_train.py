@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 from tests.violence import assert_same_end, events, measured, newest, wait_for_step
 
-from overnight import cli, evaluator, records, resolve, train
+from overnight import cli, evaluator, records, runs, train
 from overnight.checkpoint import list_steps
 from overnight.data.batches import Batches
 from overnight.data.manifest import Data
@@ -134,7 +134,7 @@ def test_the_first_record_is_true(data_folder: Path, tmp_path: Path) -> None:
         cli.run(options(data_folder, run, "--steps", 1, "--micro-batch", 2, "--optim.grad-clip", 0.01)) == 0
     )
     first = next(r for r in records.read(run) if r["kind"] == "train")
-    config, _ = resolve.read_config(run)
+    config, _ = runs.read_config(run)
     data = Data(data_folder)
     model = GPT(config.model, data.tokenizer.vocab_size).init_weights(config.seed)
     batches = Batches(data.split("train"), 16, config.sequences, config.seed)
@@ -152,7 +152,7 @@ def test_one_update_is_adamws(data_folder: Path, tmp_path: Path) -> None:
     """Clipped gradients and torch's unfused AdamW on the same batch give the same weights."""
     run = tmp_path / "run"
     assert cli.run(options(data_folder, run, "--steps", 1, "--optim.grad-clip", 0.5)) == 0
-    config, _ = resolve.read_config(run)
+    config, _ = runs.read_config(run)
     data = Data(data_folder)
     model = GPT(config.model, data.tokenizer.vocab_size).init_weights(config.seed)
     batches = Batches(data.split("train"), 16, config.sequences, config.seed)
@@ -237,7 +237,7 @@ def test_evaluation_does_not_count_as_training_time(
 def test_the_run_can_be_run_again_from_its_config(data_folder: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     assert cli.run(options(data_folder, run, "--steps", 2)) == 0
-    config, extra = resolve.read_config(run)
+    config, extra = runs.read_config(run)
     assert extra["preset"] == "shakespeare-cpu"
     assert "auto" not in json.dumps(
         {key: value for key, value in config.__dict__.items() if isinstance(value, str)}

@@ -18,6 +18,7 @@ VERBS = {
     "export": ("MODEL", "weights for other people's programs"),
     "plan": ("PRESET", "parameters, FLOPs, memory, time and cost, before anything is spent"),
     "ladder": ("", "the lecture's speed ladder, rung by rung, on this machine"),
+    "report": ("RUN...", "the verdict, curves and samples: one HTML file"),
     "doctor": ("", "what this machine can do, and what would go wrong"),
 }
 

@@ -183,7 +183,7 @@ class Journal:
         self.event(self.config.steps, "done", last_val)
         self.say(
             f"Done: {self.config.steps:,} steps, {duration(time.monotonic() - self.began)} in this process. "
-            f"Now: overnight eval {self.run}, overnight sample {self.run}"
+            f"Now: overnight report {self.run}, overnight sample {self.run}"
         )
 
 

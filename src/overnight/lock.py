@@ -115,3 +115,13 @@ def same_file(file: IO[bytes], path: Path) -> bool:
         return os.path.samestat(os.fstat(file.fileno()), os.stat(path))
     except OSError:
         return False
+
+
+def held(run: Path) -> bool:
+    """Whether a process is training in a run's folder, as far as the system tells. Looking takes the lock
+    for a moment, for which a training that begins just then waits."""
+    try:
+        with open(run / FILE, "r+b", buffering=0) as file:
+            return not try_lock(file)
+    except OSError:  # no lock, or not for us to open
+        return False

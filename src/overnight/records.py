@@ -140,11 +140,16 @@ def lines(run: Path) -> Iterator[tuple[int, dict[str, Any] | None]]:
         for number, line in enumerate(file, 1):
             if not line.endswith(b"\n"):
                 return
-            try:
-                record = json.loads(line)
-            except (ValueError, RecursionError):
-                record = None
-            yield number, record if is_record(record) else None
+            yield number, parse(line)
+
+
+def parse(line: bytes) -> dict[str, Any] | None:
+    """The record in a line; None for what is no record."""
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    return record if is_record(record) else None
 
 
 def is_record(value: Any) -> bool:

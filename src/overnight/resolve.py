@@ -10,7 +10,6 @@ nanogpt:FILE                            a ckpt.pt of nanoGPT
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -19,15 +18,13 @@ from overnight.config import Config
 from overnight.data import tokens
 from overnight.data.manifest import Data
 from overnight.data.tokens import Tokenizer
-from overnight.described import from_dict
-from overnight.errors import UserError, near
-from overnight.files import read_json
+from overnight.errors import UserError
 from overnight.models.gpt2 import GPT
+from overnight.runs import TOKENIZER, existing, read_config
 from overnight.weights import hf, llmc, nanogpt
 from overnight.weights.tensors import Weights, check
 from overnight.world import choose_precision
 
-CONFIG, ENVIRONMENT, TOKENIZER = "config.json", "environment.json", "tokenizer.json"
 OTHERS = ("hf:", "llmc:", "nanogpt:")  # other people's weights
 
 
@@ -51,20 +48,6 @@ class Loaded:
     step: int | None = None
 
 
-def run_path(name: str) -> Path:
-    """A run's folder: a bare NAME is runs/NAME, anything with a separator is a path."""
-    is_path = "/" in name or os.sep in name or name in (".", "..")
-    return Path(name) if is_path else Path("runs") / name
-
-
-def read_config(run: Path) -> tuple[Config, dict[str, Any]]:
-    """A run's resolved config, and what else config.json says (preset, which fields were auto, the data's
-    fingerprint)."""
-    described = read_json(run / CONFIG, "config")
-    extra = {key: described.pop(key, None) for key in ("preset", "auto", "data_fingerprint")}
-    return from_dict(described, str(run / CONFIG)), extra
-
-
 def checkpoint_of(name: str) -> Path:
     """MODEL -> the folder of a checkpoint that is there and whole; two levels up is its run.
 
@@ -73,13 +56,7 @@ def checkpoint_of(name: str) -> Path:
     base, _, at = name.rpartition("@")
     if not base or "/" in at or os.sep in at:  # an @ of a folder's name
         base, at = name, ""
-    run = run_path(base)
-    if not run.is_dir():
-        known = sorted(path.name for path in Path("runs").glob("*") if path.is_dir())
-        hint = near(run.name, known, "runs/")
-        here = ", ".join(f"runs/{name}" for name in known)
-        there = f" Runs here: {here}." if known else " `overnight train PRESET` makes one."
-        raise UserError(f"there is no run {run}.{hint}{there}")
+    run = existing(base)
     read_config(run)
     steps = checkpoint.list_steps(run)
     if not at:

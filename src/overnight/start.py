@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from overnight import checkpoint, compiling, hardware, plan, records, resolve
+from overnight import checkpoint, compiling, hardware, plan, records, resolve, runs
 from overnight import config as configs
 from overnight.checkpoint import State
 from overnight.config import Config, fields_of
@@ -84,7 +84,7 @@ def decide(wanted: Config, preset: str, world: World) -> Start:
     Raises UserError for missing or damaged data, a vocabulary smaller than the data's, a machine that
     cannot do what is asked, and a run that this config does not continue.
     """
-    run = resolve.run_path(wanted.run)
+    run = runs.run_path(wanted.run)
     if problem := parent_problem(run):
         raise UserError(problem)
     data = Data(Path(wanted.data))
@@ -92,9 +92,9 @@ def decide(wanted: Config, preset: str, world: World) -> Start:
         data.verify()
     old, known = None, dict[str, Any]()
     if run.exists() and not (run.is_dir() and all(path.name.startswith(".") for path in run.iterdir())):
-        if not (run / resolve.CONFIG).is_file():
-            raise UserError(f"{run} exists and is no run (it has no {resolve.CONFIG}): choose another --run.")
-        old, known = resolve.read_config(run)
+        if not (run / runs.CONFIG).is_file():
+            raise UserError(f"{run} exists and is no run (it has no {runs.CONFIG}): choose another --run.")
+        old, known = runs.read_config(run)
     if old and wanted.init_from and old.init_from.rpartition("@")[0] == wanted.init_from:
         wanted = replace(wanted, init_from=old.init_from)  # as it was pinned
     state, damaged = checkpoint.newest_sound(run) if old else (None, [])
@@ -257,7 +257,7 @@ def begin(start: Start, lock: Lock) -> None:
     """Make the run's folder, or bring that of an old run to where its checkpoint is. A kill in between
     does no harm: the next start does it again."""
     start.run.mkdir(parents=True, exist_ok=True)
-    if lock.take() and (start.run / resolve.CONFIG).exists():
+    if lock.take() and (start.run / runs.CONFIG).exists():
         raise UserError(f"{start.run} was begun by another process meanwhile: run the command again.")
     if not start.gone_back:  # then all of it is there
         describe(start)
@@ -272,7 +272,7 @@ def describe(start: Start) -> None:
     """Write what the run is, and where it runs now."""
     described = {"preset": start.preset} | asdict(start.config) | {"auto": start.auto}
     described |= {"data_fingerprint": start.data.fingerprint}
-    write_synced(start.run / resolve.CONFIG, to_json(described))
+    write_synced(start.run / runs.CONFIG, to_json(described))
     tokenizer = json.dumps(start.data.tokenizer.to_json(), ensure_ascii=False)
-    write_synced(start.run / resolve.TOKENIZER, tokenizer + "\n")
-    write_synced(start.run / resolve.ENVIRONMENT, to_json(environment()))
+    write_synced(start.run / runs.TOKENIZER, tokenizer + "\n")
+    write_synced(start.run / runs.ENVIRONMENT, to_json(environment()))

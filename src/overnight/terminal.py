@@ -32,6 +32,15 @@ def size(count: float) -> str:
     return f"{count:.1f} TB"
 
 
+def count(number: float) -> str:
+    """'512', '2.56 M', '10.0 B': tokens and the like, to three digits."""
+    for unit, letter in ((1e12, " T"), (1e9, " B"), (1e6, " M"), (1e3, " k")):
+        if number >= 0.9995 * unit:
+            digits = 2 if number < 9.995 * unit else 1 if number < 99.95 * unit else 0
+            return f"{number / unit:.{digits}f}{letter}"
+    return f"{number:.0f}"
+
+
 def visible(text: str) -> str:
     """`text` with control characters (but newline and tab) replaced by pictures, so none reaches the
     terminal as a command: escape becomes U+241B. Direction overrides become U+FFFD."""

@@ -105,14 +105,26 @@ def unusual(manifest: Manifest, config: Config, step: int, loss: float) -> str |
     return None
 
 
-def standing(manifest: Manifest, loss: float) -> Iterator[str]:
+@dataclass(frozen=True)
+class Standing:
+    """Where a result stands beside a published one."""
+
+    better: bool
+    theirs: float
+    whose: str
+
+    def __str__(self) -> str:
+        return f"{'better' if self.better else 'not better'} than {self.theirs:.4f}, {self.whose}"
+
+
+def standing(manifest: Manifest, loss: float) -> Iterator[Standing]:
     """Where a validation loss stands among published ones on the same tokens."""
     for whose, theirs in LOSSES.get(corpus(manifest) or "", ()):
-        yield f"{'better' if loss < theirs else 'not better'} than {theirs:.4f}, {whose}"
+        yield Standing(loss < theirs, theirs, whose)
 
 
-def standing_hellaswag(style: str, acc_norm: float, items: int) -> Iterator[str]:
+def standing_hellaswag(style: str, acc_norm: float, items: float) -> Iterator[Standing]:
     """Where an acc_norm stands among published ones in the same style; nothing for a part of the items."""
     if items == HELLASWAG_ITEMS:
-        for whose, theirs in HELLASWAG[style]:
-            yield f"{'better' if acc_norm > theirs else 'not better'} than {theirs:.4f}, {whose}"
+        for whose, theirs in HELLASWAG.get(style, ()):
+            yield Standing(acc_norm > theirs, theirs, whose)

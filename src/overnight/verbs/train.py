@@ -1,7 +1,9 @@
 """`overnight train PRESET`."""
 
+import os
 from collections.abc import Collection
 from contextlib import ExitStack
+from pathlib import Path
 
 from overnight.arguments import flags, parse
 from overnight.config import Config
@@ -22,13 +24,13 @@ def run(arguments: list[str]) -> int:
 
 def train(wanted: Config, preset: str, arguments: list[str], stop: Stop) -> int:
     """Train here, or in ranks of their own."""
-    from overnight import launch, resolve, start, world  # torch, only now
+    from overnight import launch, runs, start, world  # torch, only now
     from overnight.lock import Lock
     from overnight.train import say_complete
     from overnight.train import train as train_run
 
     stop.ready()
-    path = resolve.run_path(wanted.run)
+    path = runs.run_path(wanted.run)
     if is_rank() or (wanted.processes == 1 and not wanted.max_restarts):
         with world.connect(wanted.device, wanted.parallel == "fsdp") as here, ExitStack() as stack:
             lock = Lock(path)
@@ -36,6 +38,8 @@ def train(wanted: Config, preset: str, arguments: list[str], stop: Stop) -> int:
                 stack.enter_context(lock)
             decided = start.decide(wanted, preset, here)
             code = say_complete(decided, here) if decided.complete else train_run(decided, here, stop, lock)
+        if here.is_main and code == DONE and not decided.complete:
+            in_the_morning(path)
         return launch.leave_quietly(code) if is_rank() else code
     with Lock(path):  # its ranks will take it themselves
         imagined = world.imagine(wanted.device, wanted.processes)
@@ -43,6 +47,14 @@ def train(wanted: Config, preset: str, arguments: list[str], stop: Stop) -> int:
         if decided.complete:
             return say_complete(decided, imagined)
     return launch.torchrun(decided.run, wanted.processes, wanted.max_restarts, ["train", *arguments])
+
+
+def in_the_morning(path: Path) -> None:
+    """Show what has come of a run that is done, whose lock is free: looking at it would give it up."""
+    from overnight.report import facts
+    from overnight.verbs.report import terminal
+
+    terminal([facts.open_run(f"{path}{os.sep}")])
 
 
 def list_presets(verb: str) -> None:

@@ -1,0 +1,228 @@
+"""A run's folder, read for a report: its config, its history, its data, how it stands."""
+
+import contextlib
+import math
+import shlex
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from overnight import lock, plan, records, runs
+from overnight.config import Config, fields_of
+from overnight.data.manifest import MANIFEST, Data
+from overnight.errors import UserError
+from overnight.evals.yardstick import xz_bits_per_byte
+from overnight.files import read_json
+from overnight.presets import PRESETS
+from overnight.report.history import History
+
+QUIET = 120.0  # seconds without a record after which a run that nobody holds counts as stopped
+XZ_MOST = 1 << 20  # tokens: xz takes a second for as many bytes
+
+
+@dataclass
+class Run:
+    """What is known of a run. Whatever is missing or damaged is None, and `problems` says so."""
+
+    path: Path
+    history: History
+    config: Config | None = None
+    extra: dict[str, Any] = field(default_factory=dict)
+    """Of config.json: preset, auto, data_fingerprint."""
+    environment: dict[str, Any] = field(default_factory=dict)
+    data: Data | None = None
+    problems: list[str] = field(default_factory=list)
+    label: str = ""
+    """How it is called where several are compared."""
+
+    @property
+    def name(self) -> str:
+        return self.label or self.path.resolve().name
+
+    @property
+    def steps(self) -> int:
+        """Steps that it is to take; 0 where nobody knows."""
+        return self.config.steps if self.config else 0
+
+    @property
+    def loss(self) -> float:
+        """The newest validation loss."""
+        return self.history.val.last("loss")
+
+    @cached_property
+    def parameters(self) -> int | None:
+        sized = self.config and isinstance(self.config.model.vocab_size, int)
+        return plan.parameters(self.config.model) if self.config and sized else None
+
+    @property
+    def cards(self) -> list[str]:
+        """The names of the GPUs that it trained on; none on a CPU."""
+        named = self.environment.get("gpus")
+        on_gpu = self.config is not None and self.config.device == "cuda" and isinstance(named, list)
+        return [str(name) for name in named or []] if on_gpu else []
+
+    @property
+    def machine(self) -> str:
+        """What it trained on."""
+        ranks = self.history.sessions[-1].ranks if self.history.sessions else 1
+        if self.cards:
+            return f"{ranks} x {self.cards[0]}"
+        cpu, threads = self.environment.get("cpu"), self.environment.get("threads")
+        where = f"{cpu}, {threads} thread{'s' if threads != 1 else ''}" if cpu else "unknown"
+        device = self.config.device if self.config else ""
+        shared = f", {ranks} ranks" if ranks > 1 else ""
+        return f"{'Apple GPU, ' if device == 'mps' else ''}{where}{shared}"
+
+    @cached_property
+    def xz(self) -> float | None:
+        """Bits a byte that xz needs for the validation text; None where that is long or not here."""
+        predicted = self.history.val.last("val_tokens")
+        if self.data is None or not 0 < predicted <= min(XZ_MOST, len(self.data.split("val")) - 1):
+            return None
+        return xz_bits_per_byte(self.data, int(predicted))
+
+    def state(self, now: datetime | None = None) -> str:
+        """complete, training, stopped (it said so), gave up, or silent (ended without a word)."""
+        ends = self.history.events_named("done", "preempted", "interrupted", "gave_up", "start", "resume")
+        last = ends[-1]["name"] if ends else ""
+        if last == "done" and self.history.step >= self.steps:
+            return "complete"
+        if lock.held(self.path):
+            return "training"
+        if last in ("preempted", "interrupted"):
+            return "stopped"
+        if last == "gave_up":
+            return "gave up"
+        age = (now or datetime.now(UTC)) - self.history.last_time if self.history.last_time else None
+        return "training" if age is not None and age.total_seconds() < QUIET else "silent"
+
+    def seconds_left(self) -> float | None:
+        """Of a run that goes on at the pace it has had, evaluations and all."""
+        history = self.history
+        if not history.step or not history.sessions or history.step >= self.steps:
+            return None
+        newest = history.sessions[-1]
+        first = int(np.searchsorted(history.train["hours"], newest.hours_before, side="right"))
+        steps, hours = history.train["step"][first:], history.train["hours"][first:]
+        if len(steps) < 2 or hours[-1] <= hours[0]:
+            return None
+        return float((self.steps - steps[-1]) * 3600 * (hours[-1] - hours[0]) / (steps[-1] - steps[0]))
+
+    def changed(self) -> dict[str, tuple[Any, Any]]:
+        """Fields that differ from the preset's (its value, the run's), what auto chose left out."""
+        preset = self.extra.get("preset")
+        if self.config is None or preset not in PRESETS:
+            return {}
+        theirs, auto = dict(fields_of(PRESETS[preset]())), self.extra.get("auto") or {}
+        return {
+            name: (theirs[name], value)
+            for name, value in fields_of(self.config)
+            if theirs[name] not in (value, "auto") and name not in auto
+        }
+
+    def command(self) -> str:
+        """The `overnight train` that begins this run again from nothing, on a machine like this one."""
+        preset = self.extra.get("preset")
+        if self.config is None or preset not in PRESETS:
+            return ""
+        options = [option(name, now) for name, (_, now) in self.changed().items()]
+        return " ".join(["overnight train", preset, *options])
+
+
+def option(name: str, value: Any) -> str:
+    """--name value, as the command line takes it."""
+    dashed = name.replace("_", "-")
+    if isinstance(value, bool):
+        section, _, last = dashed.rpartition(".")
+        return f"--{section + '.' if section else ''}{'' if value else 'no-'}{last}"
+    if isinstance(value, tuple):
+        return f"--{dashed} {' '.join(map(str, value))}"
+    return f"--{dashed} {quoted(str(value))}"
+
+
+def quoted(word: str) -> str:
+    """`word` as a shell reads it back; what is unprintable as $'...' has it."""
+    if word.isprintable():
+        return shlex.quote(word)
+    return "$'" + word.encode("unicode_escape").decode().replace("'", "\\'") + "'"
+
+
+def open_run(name: str) -> Run:
+    """The run that is called `name` (runs.py). Raises UserError where there is none."""
+    path = runs.existing(name)
+    if not (path / runs.CONFIG).is_file() and not (path / records.FILE).is_file():
+        raise UserError(f"{path} is no run: it has no {runs.CONFIG} and no {records.FILE}.")
+    run = Run(path, History(path).update())
+    refresh(run)
+    return run
+
+
+def refresh(run: Run) -> Run:
+    """Read again what a resume may have changed: config, environment, and the data if it is not open yet."""
+    run.problems = []
+    try:
+        run.config, run.extra = runs.read_config(run.path)
+    except UserError as error:
+        run.problems.append(str(error))
+    with contextlib.suppress(UserError):
+        run.environment = read_json(run.path / runs.ENVIRONMENT, "environment")
+    if run.config and run.data is None:
+        try:
+            run.data = data_of(run.path, run.config, run.extra.get("data_fingerprint"))
+        except UserError as error:
+            run.problems.append(str(error))
+    return run
+
+
+def data_of(path: Path, config: Config, fingerprint: Any) -> Data:
+    """The data that a run was trained on, from where its config says or beside its folder of runs."""
+    places = [Path(config.data), path.resolve().parent.parent / config.data]
+    for place in places:
+        if (place / MANIFEST).is_file():
+            data = Data(place)
+            if fingerprint in (None, data.fingerprint):
+                return data
+            raise UserError(f"{place} is not the data that the run was trained on (fingerprints differ).")
+    raise UserError(f"Its data, {config.data}, is not here: nothing can be said of its losses beside others.")
+
+
+def differences(compared: list[Run]) -> dict[str, list[Any]]:
+    """Fields of the configs that are not the same in all runs: name -> each one's value."""
+    described = [dict(fields_of(run.config)) if run.config else {} for run in compared]
+    names = list(dict.fromkeys(name for one in described for name in one))
+    values = {name: [one.get(name) for one in described] for name in names if name != "run"}
+    return {name: row for name, row in values.items() if any(value != row[0] for value in row)}
+
+
+def label(compared: list[Run]) -> None:
+    """Give each a name of its own: its folder's or, where two are called the same, its path."""
+    names = [run.path.resolve().name for run in compared]
+    for run, name in zip(compared, names, strict=True):
+        run.label = name if names.count(name) == 1 else str(run.path)
+
+
+def steadily(values: np.ndarray) -> float:
+    """The median of those that are numbers; NaN where none is."""
+    finite = values[np.isfinite(values)]
+    return float(np.median(finite)) if len(finite) else math.nan
+
+
+# Event -> what to call it once, and several times.
+TROUBLE = {
+    "spike": ("loss spike", "loss spikes"),
+    "nonfinite": ("update that was not finite", "updates that were not finite"),
+    "gone_back": ("return to an earlier checkpoint", "returns to an earlier checkpoint"),
+    "save_failed": ("save that failed", "saves that failed"),
+    "unusual_loss": ("validation outside its recipe's band", "validations outside their recipe's band"),
+    "resume": ("resume", "resumes"),
+}
+
+
+def trouble(run: Run) -> list[str]:
+    """What happened that should not, and how often: '2 loss spikes'."""
+    counts = {name: len(run.history.events_named(name)) for name in TROUBLE}
+    return [f"{count} {TROUBLE[name][count > 1]}" for name, count in counts.items() if count]

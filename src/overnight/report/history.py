@@ -1,0 +1,167 @@
+"""A run's records as columns, taken in as they are written: what the verdict and every figure are made of."""
+
+import contextlib
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from overnight import records
+
+Record = dict[str, Any]
+BEGINNINGS = ("start", "resume")  # events with which a process begins to train
+
+
+class Columns:
+    """Numbers that belong together, a row for each record; NaN for what is null or missing."""
+
+    def __init__(self, *names: str):
+        self._columns: dict[str, list[float]] = {name: [] for name in ("step", "tokens", "hours", *names)}
+
+    def append(self, record: Record, hours: float) -> None:
+        for name, column in self._columns.items():
+            column.append(hours if name == "hours" else number(record.get(name)))
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        """(rows,) float64."""
+        return np.array(self._columns[name], dtype=np.float64)
+
+    def __len__(self) -> int:
+        return len(self._columns["step"])
+
+    def last(self, name: str) -> float:
+        """The newest value that is a number; NaN where there is none."""
+        return next((value for value in reversed(self._columns[name]) if math.isfinite(value)), math.nan)
+
+
+def number(value: Any) -> float:
+    """`value` if JSON had a number there, else NaN."""
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    with contextlib.suppress(OverflowError):  # an integer beyond all floats, in a damaged file
+        return float(value) if is_number else math.nan
+    return math.nan
+
+
+@dataclass
+class Session:
+    """One process's (or one torchrun's) share of a run."""
+
+    began: datetime
+    ended: datetime
+    """When its newest record was written."""
+    ranks: int
+    hours_before: float
+    """Trained by earlier sessions."""
+
+    @property
+    def hours(self) -> float:
+        return max(0.0, (self.ended - self.began).total_seconds() / 3600)
+
+
+@dataclass
+class History:
+    """Everything that a run recorded. `hours` of a row: how long the run had trained when it was written,
+    pauses between its processes left out and work that was done twice counted twice."""
+
+    run: Path
+    damaged: int = 0
+    """Lines that are no records."""
+    train: Columns = field(default_factory=lambda: Columns(
+        "loss", "lr", "grad_norm", "step_ms", "tokens_per_second", "mfu",
+    ))  # fmt: skip
+    val: Columns = field(default_factory=lambda: Columns("loss", "bits_per_byte", "val_tokens"))
+    hellaswag: Columns = field(default_factory=lambda: Columns("acc", "acc_norm", "items"))
+    styles: list[str] = field(default_factory=list)
+    """How each HellaSwag was asked."""
+    samples: list[Record] = field(default_factory=list)
+    events: list[Record] = field(default_factory=list)
+    sessions: list[Session] = field(default_factory=list)
+    step: int = 0
+    tokens: int = 0
+    """Of the newest train record."""
+    _offset: int = 0
+    _tail: bytes = b""
+
+    def update(self) -> "History":
+        """This history with what was written since; begun anew where a resume has cut the file back."""
+        path = self.run / records.FILE
+        try:
+            file = open(path, "rb")  # noqa: SIM115
+        except FileNotFoundError:
+            return self if not self._offset else History(self.run)
+        with file:
+            file.seek(self._offset - len(self._tail))
+            if file.read(len(self._tail)) != self._tail:
+                return History(self.run).update()
+            lines = file.readlines()
+        if lines and not lines[-1].endswith(b"\n"):  # being written
+            lines.pop()
+        self._take(lines)
+        return self
+
+    def _take(self, lines: Iterable[bytes]) -> None:
+        for line in lines:
+            self._offset, self._tail = self._offset + len(line), line
+            record = records.parse(line)
+            if record is None:
+                self.damaged += 1
+            else:
+                self._add(record)
+
+    def _add(self, record: Record) -> None:
+        hours = self._clock(record)
+        match record["kind"]:
+            case "train":
+                self.train.append(record, hours)
+                self.step, self.tokens = record["step"], record["tokens"]
+            case "val":
+                self.val.append(record, hours)
+            case "hellaswag":
+                self.hellaswag.append(record, hours)
+                self.styles.append(str(record.get("style")))
+            case "sample" if all(isinstance(record.get(name), str) for name in ("prompt", "text")):
+                self.samples.append(record)
+            case "event":
+                self.events.append(record | {"hours": hours})
+
+    def _clock(self, record: Record) -> float:
+        """Hours trained when `record` was written."""
+        try:
+            now = datetime.fromisoformat(record["time"])
+            now = now if now.tzinfo else now.astimezone()
+        except (KeyError, TypeError, ValueError, OverflowError):
+            return self.hours
+        if not self.sessions or (record["kind"] == "event" and record["name"] in BEGINNINGS):
+            self.sessions.append(Session(now, now, ranks_of(record), self.hours))
+        newest = self.sessions[-1]
+        newest.ended = max(newest.ended, now)
+        return self.hours
+
+    @property
+    def hours(self) -> float:
+        """Trained so far."""
+        return self.sessions[-1].hours_before + self.sessions[-1].hours if self.sessions else 0.0
+
+    @property
+    def rank_hours(self) -> float:
+        """The same, times the ranks of each session."""
+        return sum(session.hours * session.ranks for session in self.sessions)
+
+    @property
+    def last_time(self) -> datetime | None:
+        """When the newest record was written."""
+        return self.sessions[-1].ended if self.sessions else None
+
+    def events_named(self, *names: str) -> list[Record]:
+        return [event for event in self.events if event["name"] in names]
+
+
+def ranks_of(record: Record) -> int:
+    """How many ranks the event that begins a session tells of."""
+    world = record.get("detail", {}).get("world")
+    size = world.get("size") if isinstance(world, dict) else None
+    return size if type(size) is int and size > 0 else 1

@@ -1,0 +1,226 @@
+"""The parts of a report as HTML, each from what a run's folder holds.
+
+Every text that comes from data, samples, prompts, names or configs goes through `text`.
+"""
+
+import html
+import json
+import math
+import shlex
+from collections.abc import Sequence
+from typing import Any
+
+from overnight.config import fields_of
+from overnight.report import facts
+from overnight.report.facts import Run
+from overnight.report.summary import Costs, digits, numbers, particulars, summary
+from overnight.report.verdict import Sentence, verdict
+from overnight.terminal import count, visible
+
+MARKS = {"good": "✓", "plain": "·", "warning": "!", "bad": "✗"}  # colour alone tells nothing
+SAMPLED = 10  # steps whose samples are shown at once; the others are a click away
+
+Section = tuple[str, str]
+"""A heading and what stands below it, as HTML."""
+
+
+def sections(compared: Sequence[Run], costs: Costs | None = None) -> dict[str, Section]:
+    """The parts of the page, by their ids; empty ones have nothing to say (yet)."""
+    found = [summary(run, costs) for run in compared]
+    parts: dict[str, Section] = {"verdict": ("Verdict", verdicts(compared, found))}
+    if len(compared) > 1:
+        parts["comparison"] = ("Side by side", comparison(found))
+        parts["differences"] = ("What differs", differing(compared))
+    each = [(run, one) for run, one in zip(compared, found, strict=True)]
+    parts["samples"] = ("Samples", named(compared, [samples(run) for run in compared]))
+    parts["particulars"] = (
+        "What was trained", named(compared, [table(particulars(one)) for one in found])
+    )  # fmt: skip
+    parts["events"] = ("Events", named(compared, [events(run) for run in compared]))
+    parts["validations"] = ("Validations", named(compared, [validations(run) for run in compared]))
+    parts["config"] = ("Config", named(compared, [config(run) for run in compared]))
+    parts["again"] = ("Run it again", named(compared, [again(run, one) for run, one in each]))
+    return parts
+
+
+def named(compared: Sequence[Run], contents: list[str]) -> str:
+    """What each run has, under its name where there are several."""
+    if len(compared) == 1:
+        return contents[0]
+    return "".join(
+        f"<h3>{text(run.name)}</h3>{content}"
+        for run, content in zip(compared, contents, strict=True)
+        if content
+    )
+
+
+def verdicts(compared: Sequence[Run], found: list[dict[str, Any]]) -> str:
+    lists = [sentences(verdict(run)) for run in compared]
+    if len(compared) == 1:
+        shown = "".join(
+            f"<div><dt>{name}</dt><dd>{text(value)}</dd></div>" for name, value in numbers(found[0])
+        )
+        return f'{lists[0]}<dl class="numbers">{shown}</dl>'
+    return named(compared, lists)
+
+
+def sentences(said: list[Sentence]) -> str:
+    items = (
+        f'<li class="{one.tone}"><span class="mark" aria-hidden="true">{MARKS[one.tone]}</span>'
+        f"{text(one.text)}</li>"
+        for one in said
+    )
+    return f'<ul class="verdict">{"".join(items)}</ul>'
+
+
+def comparison(found: list[dict[str, Any]]) -> str:
+    """A row for each run, a column for each number that one of them has."""
+    rows = [dict(numbers(one)) for one in found]
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    head = "".join(f'<th class="number" scope="col">{name}</th>' for name in names)
+    body = "".join(
+        f'<tr><th scope="row">{text(one["name"])}</th>'
+        + "".join(f'<td class="number">{text(row.get(name, ""))}</td>' for name in names)
+        + "</tr>"
+        for one, row in zip(found, rows, strict=True)
+    )
+    head = f"<thead><tr><td></td>{head}</tr></thead>"
+    return f'<div class="scroll"><table>{head}<tbody>{body}</tbody></table></div>'
+
+
+def differing(compared: Sequence[Run]) -> str:
+    """Fields of the configs that are not the same everywhere, and what that means for comparing losses."""
+    rows = facts.differences(list(compared))
+    prints = {run.extra.get("data_fingerprint") for run in compared}
+    note = (
+        '<p class="bad">These runs were trained and validated on different data: their losses cannot be '
+        "compared with one another.</p>"
+        if len(prints) > 1
+        else ""
+    )
+    if not rows:
+        return note + "<p>Nothing in their configs.</p>"
+    head = "".join(f'<th scope="col">{text(run.name)}</th>' for run in compared)
+    body = "".join(
+        f'<tr><th scope="row">{text(name)}</th>{"".join(f"<td>{text(value)}</td>" for value in row)}</tr>'
+        for name, row in rows.items()
+    )
+    table = f"<table><thead><tr><td></td>{head}</tr></thead><tbody>{body}</tbody></table>"
+    return f'{note}<div class="scroll">{table}</div>'
+
+
+def table(rows: list[tuple[str, str]]) -> str:
+    body = "".join(
+        f'<tr><th scope="row">{text(name)}</th><td>{text(value)}</td></tr>' for name, value in rows
+    )
+    return f'<div class="scroll"><table><tbody>{body}</tbody></table></div>'
+
+
+def samples(run: Run) -> str:
+    """What the model wrote, prompt by prompt, from its first steps to its last."""
+    prompts: dict[str, dict[int, list[str]]] = {}
+    for record in run.history.samples:
+        prompts.setdefault(record["prompt"], {}).setdefault(record["step"], []).append(record["text"])
+    parts = []
+    for prompt, written in prompts.items():
+        steps = list(written)
+        shown = spread(steps, SAMPLED)
+        told = f"Prompt: <code>{text(prompt)}</code>" if prompt.strip() else "A new document"
+        parts.append(
+            f'<p class="soft">{told}</p>' + "".join(sample(step, prompt, written[step][:1]) for step in shown)
+        )
+        rest = [(step, texts[1:] if step in shown else texts) for step, texts in written.items()]
+        hidden = [sample(step, prompt, texts) for step, texts in rest if texts]
+        if hidden:
+            parts.append(f"<details><summary>All others ({len(hidden)})</summary>{''.join(hidden)}</details>")
+    return "".join(parts)
+
+
+def sample(step: int, prompt: str, texts: list[str]) -> str:
+    body = "".join(f'<pre><span class="prompt">{text(prompt)}</span>{text(one)}</pre>' for one in texts)
+    return f'<div class="sample"><h3>Step {step:,}</h3>{body}</div>'
+
+
+def spread(steps: list[int], most: int) -> list[int]:
+    """At most so many of `steps`: the first, the last, and between them each about as much later than the
+    one before as that was itself, because models learn by doublings."""
+    if len(steps) <= most:
+        return steps
+    wanted = [math.exp(i / (most - 1) * math.log(len(steps))) - 1 for i in range(most)]
+    return [steps[i] for i in sorted({min(len(steps) - 1, round(at)) for at in wanted})]
+
+
+def events(run: Run) -> str:
+    """All that happened, but for checkpoints that were saved."""
+    rows = [
+        f'<tr><td class="number">{event["step"]:,}</td><td>{text(event.get("time", ""))}</td>'
+        f"<td>{text(event['name'])}</td><td>{text(detail(event['detail']))}</td></tr>"
+        for event in run.history.events
+        if event["name"] != "checkpoint"
+    ]
+    return details(rows, ("step", "time (UTC)", "event", "detail"), "events")
+
+
+def detail(value: dict[str, Any]) -> str:
+    return ", ".join(
+        f"{name}: {json.dumps(one, ensure_ascii=False)}" for name, one in value.items() if one != {}
+    )
+
+
+def validations(run: Run) -> str:
+    """Every validation in numbers, for those who do not see the curves."""
+    val = run.history.val
+    columns = [val[name].tolist() for name in ("step", "tokens", "loss", "bits_per_byte", "val_tokens")]
+    rows = [
+        f'<tr><td class="number">{step:,.0f}</td><td class="number">{count(tokens)}</td>'
+        f'<td class="number">{digits(loss)}</td><td class="number">{digits(bits)}</td>'
+        f'<td class="number">{predicted:,.0f}</td></tr>'
+        for step, tokens, loss, bits, predicted in zip(*columns, strict=True)
+    ]
+    return details(rows, ("step", "tokens", "loss", "bits per byte", "of tokens"), "validations")
+
+
+def details(rows: list[str], names: tuple[str, ...], what: str) -> str:
+    if not rows:
+        return ""
+    head = "".join(f'<th scope="col">{name}</th>' for name in names)
+    body = f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
+    return f'<details><summary>{len(rows):,} {what}</summary><div class="scroll">{body}</div></details>'
+
+
+def config(run: Run) -> str:
+    """Every field; what is not the preset's in bold, and what auto chose."""
+    if run.config is None:
+        return ""
+    auto, changed = run.extra.get("auto") or {}, run.changed()
+
+    def row(name: str, value: Any) -> str:
+        note = "auto" if name in auto else f"preset: {changed[name][0]}" if name in changed else ""
+        mark = ' class="changed"' if name in changed else ""
+        return f'<tr><th scope="row">{text(name)}</th><td{mark}>{text(value)}</td><td>{text(note)}</td></tr>'
+
+    body = "".join(row(name, value) for name, value in fields_of(run.config))
+    named = f"<p>Preset <code>{text(run.extra.get('preset'))}</code>.</p>" if run.extra.get("preset") else ""
+    return f"{named}<details><summary>All fields</summary><table><tbody>{body}</tbody></table></details>"
+
+
+def again(run: Run, found: dict[str, Any]) -> str:
+    """The commands that make this run anew."""
+    if not run.command() or not run.config:
+        return ""
+    commit = str((found["environment"] or {}).get("git") or "")
+    lines = [f"git checkout {commit.removesuffix('-dirty')}"] if commit else []
+    if commit.endswith("-dirty"):
+        lines[0] += "    # its files were changed when the run began"
+    if run.data:
+        asked = run.data.manifest.request
+        source = str(asked.get("source")).partition(" of Python ")[0]
+        words = ["overnight", "prepare", source, "--tokenizer", str(asked.get("tokenizer")), "--out"]
+        lines.append(shlex.join([*words, run.config.data]))
+    lines += [run.command(), shlex.join(["overnight", "report", str(run.path)])]
+    return f"<pre>{text(chr(10).join(lines))}</pre>"
+
+
+def text(value: Any) -> str:
+    """Anything as text in HTML, and only as text; control characters made visible."""
+    return html.escape(visible(str(value)))

@@ -1,0 +1,134 @@
+"""What can be said of a run, in sentences, the most important first.
+
+A loss is judged only where the data proves itself to be a published corpus (evals/reference.py). Elsewhere
+there are yardsticks: what guessing evenly would lose, what xz makes of the same text.
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Literal
+
+import numpy as np
+
+from overnight.data.manifest import Data
+from overnight.evals import reference
+from overnight.report.facts import Run, steadily, trouble
+from overnight.terminal import count, duration
+
+ROSE = 0.01  # nats above its best at which a validation loss has risen
+
+Tone = Literal["good", "plain", "warning", "bad"]
+
+
+@dataclass(frozen=True)
+class Sentence:
+    tone: Tone
+    text: str
+
+
+def verdict(run: Run, now: datetime | None = None) -> list[Sentence]:
+    """What one should know of a run in the morning."""
+    return [*results(run), *standing(run, now or datetime.now(UTC)), *warnings(run)]
+
+
+def results(run: Run) -> Iterator[Sentence]:
+    """The losses and accuracies, beside published ones where there are any."""
+    history = run.history
+    if not len(history.val):
+        if len(history.train):
+            yield Sentence("plain", f"Not validated yet. Training loss {history.train.last('loss'):.4f}.")
+        return
+    loss, bits, tokens = run.loss, history.val.last("bits_per_byte"), history.val["tokens"][-1]
+    after = f"after {count(tokens)} tokens"
+    if math.isnan(loss):
+        yield Sentence("bad", f"The validation loss {after} is not a number.")
+        return
+    published = list(reference.standing(run.data.manifest, loss)) if run.data else []
+    told = f"Validation loss {loss:.4f} {after}"
+    if published:
+        tone: Tone = "good" if all(one.better for one in published) else "plain"
+        yield Sentence(tone, f"{told}: {'; '.join(map(str, published))}.")
+    else:
+        yield Sentence("plain", f"{told}, {bits:.4f} bits per byte.")
+        if run.data:
+            yield Sentence("plain", yardsticks(run, run.data))
+    if len(history.hellaswag):
+        yield hellaswag(run)
+
+
+def yardsticks(run: Run, data: Data) -> str:
+    """What a loss on a text of one's own can be held against."""
+    said = ["No published result is on this text, so there is no verdict."]
+    if run.xz is not None:
+        said.append(f"`xz -9e` makes {run.xz:.4f} bits per byte of the same text.")
+    ids = data.tokenizer.vocab_size
+    said.append(f"Guessing evenly among {ids:,} tokens would lose {math.log(ids):.4f}.")
+    return " ".join(said)
+
+
+def hellaswag(run: Run) -> Sentence:
+    asked, style = run.history.hellaswag, run.history.styles[-1]
+    acc_norm, items = asked.last("acc_norm"), asked["items"][-1]
+    told = f"HellaSwag {acc_norm:.4f} (acc_norm, {style} style, {items:,.0f} items)"
+    published = list(reference.standing_hellaswag(style, acc_norm, items))
+    if not published:
+        return Sentence("plain", told + ": published results are on other items.")
+    return Sentence("good" if published[0].better else "plain", f"{told}: {'; '.join(map(str, published))}.")
+
+
+def standing(run: Run, now: datetime) -> Iterator[Sentence]:
+    """Where the run is, how long it took and, if it goes on, takes."""
+    history, state = run.history, run.state(now)
+    done = f"{history.step:,} of {run.steps:,} steps" if run.steps else f"{history.step:,} steps"
+    took = f"{duration(3600 * history.hours)} of training"
+    rate = steadily(history.train["tokens_per_second"])
+    pace = f", {rate:,.0f} tokens/s" if rate == rate else ""
+    left = run.seconds_left()
+    match state:
+        case "complete":
+            yield Sentence("good", f"Complete: {done}, {took}{pace}, on {run.machine}.")
+        case "training":
+            wait = f", about {duration(left)} left" if left else ""
+            yield Sentence("plain", f"Training: {done}, {took} so far{pace}{wait}.")
+        case "stopped":
+            ended = history.events_named("preempted", "interrupted")[-1]["name"]
+            yield Sentence("warning", f"Stopped ({ended}) after {done}, saved. The same command goes on.")
+        case "gave up":
+            yield Sentence("bad", f"Gave up after {done}: the loss would not stay finite.")
+        case _ if history.last_time is None:
+            yield Sentence("warning", "Nothing is recorded of this run.")
+        case _:
+            last = history.last_time.strftime("%Y-%m-%d %H:%M:%S UTC")
+            yield Sentence(
+                "bad",
+                f"Ended without a word after {done}: the last record is of {last}. "
+                "The same command goes on from the newest checkpoint.",
+            )
+
+
+def warnings(run: Run) -> Iterator[Sentence]:
+    """What should make one look twice."""
+    history = run.history
+    losses = history.val["loss"]
+    if np.isfinite(losses).sum() > 1 and run.loss > (best := np.nanmin(losses)) + ROSE:
+        at = history.val["step"][np.nanargmin(losses)]
+        yield Sentence(
+            "warning",
+            f"The validation loss was best at step {at:,.0f} ({best:.4f}) and has risen since: the model "
+            "overfits. The best checkpoint is kept.",
+        )
+    if unusual := history.events_named("unusual_loss"):
+        detail = unusual[-1]["detail"].get("detail")
+        yield Sentence("bad", f"Step {unusual[-1]['step']:,}: {detail}")
+    if happened := trouble(run):
+        grave = {"nonfinite", "gone_back", "save_failed", "unusual_loss"}
+        tone: Tone = "warning" if history.events_named(*grave) else "plain"
+        yield Sentence(tone, f"On the way: {', '.join(happened)}.")
+    elif history.step:
+        yield Sentence("plain", "On the way: no loss spike, no update that was not finite, no interruption.")
+    if history.damaged:
+        yield Sentence("warning", f"{history.damaged:,} damaged lines of records.jsonl were left out.")
+    for problem in run.problems:
+        yield Sentence("warning", problem)

@@ -1,0 +1,38 @@
+"""A run's folder: how it is named, and what it says of itself. Needs no torch."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+from overnight.config import Config
+from overnight.described import from_dict
+from overnight.errors import UserError, near
+from overnight.files import read_json
+
+CONFIG, ENVIRONMENT, TOKENIZER = "config.json", "environment.json", "tokenizer.json"
+
+
+def run_path(name: str) -> Path:
+    """A run's folder: a bare NAME is runs/NAME, anything with a separator is a path."""
+    is_path = "/" in name or os.sep in name or name in (".", "..")
+    return Path(name) if is_path else Path("runs") / name
+
+
+def read_config(run: Path) -> tuple[Config, dict[str, Any]]:
+    """A run's resolved config, and what else config.json says (preset, which fields were auto, the data's
+    fingerprint)."""
+    described = read_json(run / CONFIG, "config")
+    extra = {key: described.pop(key, None) for key in ("preset", "auto", "data_fingerprint")}
+    return from_dict(described, str(run / CONFIG)), extra
+
+
+def existing(name: str) -> Path:
+    """The folder of a run that is there. Raises UserError that names those that are."""
+    run = run_path(name)
+    if not run.is_dir():
+        known = sorted(path.name for path in Path("runs").glob("*") if path.is_dir())
+        hint = near(run.name, known, "runs/")
+        here = ", ".join(f"runs/{name}" for name in known)
+        there = f" Runs here: {here}." if known else " `overnight train PRESET` makes one."
+        raise UserError(f"there is no run {run}.{hint}{there}")
+    return run

@@ -1,0 +1,149 @@
+"""The verdict says what can be said, word by word, and nothing where nothing can."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+from tests.conftest import Outcome
+from tests.report.made import Night, fineweb, full_night, lecture, make_run
+
+from overnight import lock
+from overnight.report import facts
+from overnight.report.verdict import verdict
+
+
+def said(run: Path, night: Night | None = None, wait: float = 0.0) -> list[tuple[str, str]]:
+    now = night.clock + timedelta(seconds=wait) if night else None
+    return [(one.tone, one.text) for one in verdict(facts.open_run(str(run)), now)]
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path / "runs" / "x"
+
+
+def test_a_run_on_fineweb_is_held_against_published_results(place: Path) -> None:
+    fingerprint = fineweb(Path("data/fineweb-edu"))
+    night = full_night(100, every=50)
+    night.lines = [line for line in night.lines if '"val"' not in line]
+    night.validate(100, 3.05)
+    config = replace(lecture(place), steps=100)
+    lines = said(make_run(place, config, night, fingerprint))
+    whose = "OpenAI's GPT-2 124M (lecture notebook)"
+    assert lines[0] == ("good", f"Validation loss 3.0500 after 52.4 M tokens: better than 3.2924, {whose}.")
+    assert lines[1] == (
+        "good",
+        f"HellaSwag 0.3040 (acc_norm, completion style, 10,042 items): better than 0.2945, {whose}; "
+        "not better than 0.3370, GPT-3 124M (paper; its own way of asking); "
+        "not better than 0.4893, OpenAI's GPT-2 1558M.",
+    )
+    assert ("plain", "On the way: 2 loss spikes, 1 resume.") in lines
+
+
+def test_data_of_another_fingerprint_proves_nothing(place: Path) -> None:
+    fineweb(Path("data/fineweb-edu"))
+    lines = said(make_run(place, replace(lecture(place), steps=100), full_night(100), "f" * 64))
+    assert not any("better than 3.29" in text for _, text in lines)
+    assert lines[-1][0] == "warning"
+    assert "is not the data that the run was trained on" in lines[-1][1]
+
+
+def test_a_real_run_on_a_text_of_its_own_gets_yardsticks_and_no_verdict(run: Path) -> None:
+    lines = said(run)
+    assert lines[0][1].startswith("Validation loss ")
+    assert lines[0][1].endswith(" bits per byte.")
+    assert lines[1][1].startswith(
+        "No published result is on this text, so there is no verdict. `xz -9e` makes "
+    )
+    assert "Guessing evenly among 20 tokens would lose 2.9957." in lines[1][1]
+    assert lines[2][0] == "good"
+    assert lines[2][1].startswith("Complete: 4 of 4 steps, ")
+
+
+def test_a_run_that_trains_says_how_far_it_is(place: Path) -> None:
+    night = Night()
+    night.event(0, "start", world={"size": 8})
+    for step in range(1, 101):
+        night.train(step, seconds=1.0)
+    make_run(place, lecture(place), night)
+    assert said(place, night, wait=5)[1] == (
+        "plain",
+        "Training: 100 of 19,073 steps, 1 min 40 s of training so far, 524,288 tokens/s, "
+        "about 5 h 16 min left.",
+    )
+
+
+def test_a_run_that_fell_silent_is_told_from_one_that_trains(place: Path) -> None:
+    night = Night()
+    night.event(0, "start", world={"size": 8})
+    night.train(1)
+    make_run(place, lecture(place), night)
+    tone, text = said(place, night, wait=3600)[1]
+    assert (tone, text.split(":")[0]) == ("bad", "Ended without a word after 1 of 19,073 steps")
+    with lock.Lock(place):  # by this process, whose own look would not see it
+        assert facts.open_run(str(place)).state(night.clock + timedelta(seconds=3600)) == "silent"
+
+
+@pytest.mark.parametrize(
+    ("event", "tone", "begins"),
+    [
+        ("preempted", "warning", "Stopped (preempted) after 1 of 19,073 steps, saved."),
+        ("interrupted", "warning", "Stopped (interrupted) after 1 of 19,073 steps, saved."),
+        ("gave_up", "bad", "Gave up after 1 of 19,073 steps"),
+    ],
+)
+def test_a_run_that_said_why_it_ended_is_believed(place: Path, event: str, tone: str, begins: str) -> None:
+    night = Night()
+    night.event(0, "start", world={"size": 8})
+    night.train(1)
+    night.event(1, event)
+    make_run(place, lecture(place), night)
+    found = said(place, night)[1]
+    assert found[0] == tone
+    assert found[1].startswith(begins)
+
+
+def test_overfitting_is_named_with_the_best_step(place: Path) -> None:
+    night = full_night(10, every=50)
+    for step, loss in ((4, 3.0), (6, 2.5), (10, 2.7)):
+        night.validate(step, loss)
+    make_run(place, lecture(place), night)
+    assert any("best at step 6 (2.5000) and has risen since: the model overfits" in t for _, t in said(place))
+
+
+def test_what_was_not_finite_is_a_warning(place: Path) -> None:
+    night = Night()
+    night.event(0, "start")
+    night.train(1)
+    night.event(2, "nonfinite", loss=None)
+    night.event(3, "nonfinite", loss=None)
+    night.event(4, "unusual_loss", loss=9.9, detail="NOT NORMAL: above 3.95 +- 0.1.")
+    make_run(place, lecture(place), night)
+    lines = said(place)
+    assert ("bad", "Step 4: NOT NORMAL: above 3.95 +- 0.1.") in lines
+    happened = "2 updates that were not finite, 1 validation outside its recipe's band"
+    assert ("warning", f"On the way: {happened}.") in lines
+
+
+def test_a_loss_that_is_no_number_is_said_first(place: Path) -> None:
+    make_run(place, lecture(place), Night())
+    only = Night()
+    only.record("val", 4, loss=None, bits_per_byte=None, val_tokens=5)
+    only.write(place)
+    assert said(place)[0] == ("bad", "The validation loss after 2.10 M tokens is not a number.")
+
+
+@pytest.mark.parametrize("missing", ["config.json", "environment.json", "records.jsonl"])
+def test_a_broken_run_is_reported_as_far_as_it_goes(
+    run: Path, missing: str, cli: Callable[..., Outcome]
+) -> None:
+    (run / missing).unlink()
+    assert cli("report", "x").code == 0
+    assert (run / "report.html").is_file()
+    (run / missing).write_text("{nonsense\n")
+    assert cli("report", "x").code == 0
+    for how in ("--json", "--markdown", "--terminal"):
+        assert cli("report", "x", how).code == 0

@@ -1,0 +1,97 @@
+"""`overnight report`: what it writes, what it prints, what it refuses."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from tests.conftest import Outcome
+
+Cli = Callable[..., Outcome]
+
+
+def test_one_run_gets_its_report_in_its_folder(cli: Cli, run: Path) -> None:
+    outcome = cli("report", "x")
+    assert (outcome.code, outcome.err) == (0, "")
+    assert outcome.out.startswith("Validation loss ")
+    assert "runs/x/report.html: verdict, curves and samples" in outcome.out
+    content = (run / "report.html").read_text("utf-8")
+    assert content.startswith("<!doctype html>")
+    assert "<title>x</title>" in content
+    assert cli("report", "x").code == 0  # over itself
+
+
+def test_several_runs_get_one_here(cli: Cli, run: Path, train: Callable[..., Outcome]) -> None:
+    assert train(Path("runs/y"), "--optim.lr", 0.01).code == 0
+    outcome = cli("report", "x", "runs/y")
+    assert outcome.code == 0
+    assert outcome.out.count("Validation loss") == 2
+    assert "optim.lr" in Path("report.html").read_text("utf-8")
+
+
+def test_json_is_for_scripts(cli: Cli, run: Path) -> None:
+    found = json.loads(cli("report", "x", "--json").out)
+    [one] = found["runs"]
+    assert found["differences"] == {}
+    assert (one["name"], one["state"], one["step"], one["steps"]) == ("x", "complete", 4, 4)
+    last = [json.loads(line) for line in (run / "records.jsonl").read_text().splitlines()]
+    val = [record for record in last if record["kind"] == "val"][-1]
+    assert (one["loss"], one["bits_per_byte"]) == (val["loss"], val["bits_per_byte"])
+    assert one["config"]["model"]["n_embd"] == 16
+    assert not (run / "report.html").exists()
+
+
+def test_its_command_makes_the_same_run(cli: Cli, run: Path, trained: Path) -> None:
+    """What "run it again" says, done in a new place, ends with the same weights."""
+    command = json.loads(cli("report", "x", "--json").out)["runs"][0]["command"]
+    words = command.split()
+    assert words[:3] == ["overnight", "train", "shakespeare-cpu"]
+    at = words.index("--run")
+    words[at + 1] = "again"
+    assert cli(*words[1:]).code == 0
+    weights = "checkpoints/step_00000004/model.safetensors"
+    assert (Path("runs/again") / weights).read_bytes() == (trained / weights).read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ([], "RUN is missing: give one run or more"),
+        (["y"], "there is no run runs/y."),
+        (["x", "--json", "--markdown"], "--json and --markdown: give one of them."),
+        (["x", "--json", "--out", "a.html"], "--out is for the HTML file, --json prints: give one of them."),
+        (["x", "--price", "-1"], "price is -1.0: give 0 or more."),
+        (["x", "--out", "notes.txt"], "notes.txt exists and is no report: give another --out."),
+        (["x", "--out", "."], ". is a folder: give --out a file's name."),
+        (["x", "--out", "notes.txt/a"], "notes.txt is a file, so notes.txt/a cannot be made"),
+        (["empty"], "runs/empty is no run"),
+    ],
+)
+def test_wrong_input_is_told_in_a_line(cli: Cli, run: Path, arguments: list[str], said: str) -> None:
+    Path("notes.txt").write_text("mine")
+    Path("runs/empty").mkdir()
+    outcome = cli("report", *arguments)
+    assert (outcome.code, outcome.out) == (2, "")
+    assert said in outcome.err
+    assert Path("notes.txt").read_text() == "mine"
+
+
+def test_the_end_of_training_shows_the_verdict(
+    cli: Cli, train: Callable[..., Outcome], tmp_path: Path
+) -> None:
+    outcome = train(tmp_path / "new", "--steps", 40)
+    assert outcome.code == 0
+    end = outcome.out.split("Done: ")[1]
+    assert "Validation loss " in end
+    assert "Complete: 40 of 40 steps" in end
+    assert "o validation" in end
+    assert "Validation loss" not in train(tmp_path / "new", "--steps", 40).out  # nothing to do
+
+
+def test_torch_is_not_needed(run: Path) -> None:
+    import subprocess
+    import sys
+
+    code = "import sys; from overnight import cli; print(cli.run(['report', 'x']), 'torch' in sys.modules)"
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert said.endswith("0 False\n")
