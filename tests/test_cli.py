@@ -25,6 +25,7 @@ from overnight.verbs.plan import Plan
 from overnight.verbs.prepare import Prepare
 from overnight.verbs.report import Report
 from overnight.verbs.sample import Sample
+from overnight.verbs.serve import Serve
 from overnight.verbs.train import find_preset
 
 Cli = Callable[..., Any]
@@ -221,6 +222,7 @@ KINDS = {
     "plan quickstart": Plan,
     "ladder": Ladder,
     "report": Report,
+    "serve": Serve,
     "doctor": Doctor,
 }
 

@@ -19,6 +19,7 @@ VERBS = {
     "plan": ("PRESET", "parameters, FLOPs, memory, time and cost, before anything is spent"),
     "ladder": ("", "the lecture's speed ladder, rung by rung, on this machine"),
     "report": ("RUN...", "the verdict, curves and samples: one HTML file"),
+    "serve": ("RUN", "live dashboard, playground, OpenAI's completions"),
     "doctor": ("", "what this machine can do, and what would go wrong"),
 }
 

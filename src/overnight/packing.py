@@ -21,7 +21,7 @@ MOST_ROWS = 64  # beyond, packing inside the product costs little
 @contextlib.contextmanager
 def packed(model: GPT, rows: int) -> Iterator[None]:
     """Inside, the model's products use such copies, which take as much memory as the weights; those for a CPU
-    in fp32 only in products of exactly `rows` rows, up to 64.
+    in fp32 only in products of at most `rows` rows, up to 64.
 
     torch.ops.mkldnn is what torch.compile's freezing calls; a torch without it is served unpacked.
     """
@@ -53,12 +53,12 @@ def packed(model: GPT, rows: int) -> Iterator[None]:
 
 
 def laid_out(rows: int, weight: Tensor, bias: Tensor | None) -> Callable[[Tensor], Tensor]:
-    """A function x -> x weight' + bias, with a copy of `weight` laid out for `rows` rows."""
+    """A function x -> x weight' + bias, with a copy of `weight` laid out for `rows` rows (or fewer)."""
     weight = weight.detach()
     copy = torch.ops.mkldnn._reorder_linear_weight(weight, rows)
 
     def multiply(x: Tensor) -> Tensor:
-        fits = x.numel() == rows * x.size(-1)
+        fits = x.numel() <= rows * x.size(-1)
         return product(x, copy, bias) if fits else linear(x, weight, bias)
 
     return multiply

@@ -16,6 +16,7 @@ from overnight.report.parts import Section, sections, text
 from overnight.report.summary import Costs
 
 GENERATOR = "overnight report"  # by which a file is known to be ours to overwrite
+SKIP = '<a class="skip" href="#charts">To the curves</a>'
 AXES = {"steps": "steps", "tokens": "tokens", "hours": "time"}
 
 
@@ -30,24 +31,28 @@ def page(compared: Sequence[Run], costs: Costs | None = None) -> str:
     head = f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n<style>{style}</style>'
     tail = f'<script type="application/json" id="figures">{data}</script>\n'
     tail += "\n".join(f"<script>{script}</script>" for script in scripts)
-    return shell(title(compared), head, sections(compared, costs), drawn, tail)
+    return shell(title(compared), head, report(sections(compared, costs), drawn), tail)
 
 
 # plotly.js styles its elements as it makes them. Styles show, and do not act.
 STYLES = "'unsafe-inline'"
 
 
-def shell(named: str, head: str, parts: dict[str, Section], drawn: dict[str, Figure], tail: str) -> str:
-    """A page around its parts, the charts behind the first."""
-    first, *others = [section(name, *part) for name, part in parts.items()]
-    body = "\n".join([first, charts(drawn), *others])
+def shell(named: str, head: str, main: str, tail: str, nav: str = "", skip: str = SKIP) -> str:
+    """A page around its content. skip: where the first press of Tab leads."""
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f'<meta name="generator" content="{GENERATOR}">\n<title>{text(named)}</title>\n{head}</head><body>\n'
-        '<a class="skip" href="#charts">To the curves</a>\n'
-        f"<header><h1>{text(named)}</h1></header>\n<main>\n{body}\n</main>\n{tail}\n</body></html>\n"
+        f"{skip}\n<header><h1>{text(named)}</h1>{nav}</header>\n<main>\n{main}\n</main>\n{tail}\n"
+        "</body></html>\n"
     )
+
+
+def report(parts: dict[str, Section], drawn: dict[str, Figure]) -> str:
+    """The parts of a report, its charts behind the first."""
+    first, *others = [section(name, *part) for name, part in parts.items()]
+    return "\n".join([first, charts(drawn), *others])
 
 
 def section(name: str, heading: str, content: str) -> str:

@@ -1,0 +1,282 @@
+"""The thread that owns the model: requests' texts join it and leave it, a step writes one token of each.
+
+The asyncio side talks to it through `submit` and hears from it through each request's Mailbox.
+"""
+
+import asyncio
+import contextlib
+import queue
+import threading
+import time
+from collections import deque
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from overnight import checkpoint, resolve, world
+from overnight.data import tokens
+from overnight.data.tokens import Tokenizer
+from overnight.decode import NOT_A_NUMBER
+from overnight.errors import UserError
+from overnight.memory import is_out_of_memory
+from overnight.models.gpt2 import GPT
+from overnight.models.linear import compute_dtype
+from overnight.packing import packed
+from overnight.runs import TOKENIZER, existing, read_config
+from overnight.slots import Drawn, Slots, Text, judged
+
+MOST_ROWS = 32  # texts at a time
+MEMORY_SHARE = 0.25  # of the device's, for what they have seen
+LOOK_EVERY = 2.0  # seconds between looks for a newer checkpoint
+PART = 128  # positions whose logits are held at a time
+
+Ended = str
+"""Why a text ended: stop (<|endoftext|>), length, or what went wrong."""
+
+
+class Mailbox:
+    """From the model's thread to the coroutine of a request: (which text, what of it)."""
+
+    def __init__(self) -> None:
+        self._loop, self._there = asyncio.get_running_loop(), asyncio.Event()
+        self._items: deque[tuple[int, Drawn | Ended]] = deque()
+
+    def put(self, which: int, what: Drawn | Ended) -> None:
+        """Called by the model's thread. Wakes the coroutine once, however many follow."""
+        self._items.append((which, what))
+        if not self._there.is_set():
+            with contextlib.suppress(RuntimeError):  # the server has stopped meanwhile
+                self._loop.call_soon_threadsafe(self._there.set)
+
+    async def take(self) -> list[tuple[int, Drawn | Ended]]:
+        """All that has come since, one item at least."""
+        await self._there.wait()
+        self._there.clear()
+        return [self._items.popleft() for _ in range(len(self._items))]
+
+
+@dataclass(eq=False)
+class Job:
+    """The texts of one prompt, which is read once for all of them."""
+
+    texts: list[Text]
+    length: int
+    """Tokens of each, at most; 0: only the prompt is judged."""
+    mailbox: Mailbox
+    first: int = 0
+    """The number of the first text in the mailbox."""
+    judge_prompt: bool = False
+    """Whether to tell the probabilities of the prompt's own tokens too, to the first text."""
+    gone: bool = False
+    """Whether nobody waits for any of it any more."""
+    unwanted: set[int] = field(default_factory=set)
+    """Texts that nobody waits for any more."""
+    begun: int = 0
+    """How many have joined the others that are being written."""
+
+    def __post_init__(self) -> None:
+        self.prompt = len(self.texts[0].ids)
+
+    def tell(self, which: int, what: Drawn | Ended) -> None:
+        self.mailbox.put(self.first + which, what)
+
+    def wants(self, which: int) -> bool:
+        return not self.gone and which not in self.unwanted
+
+
+class Batcher:
+    """A MODEL, served. Begins with its newest checkpoint and goes on to newer ones whenever nothing is being
+    written. Raises UserError where there is no such MODEL; a run may have its first checkpoint later."""
+
+    def __init__(self, name: str, device: torch.device, precision: str, tokenizer: str = "", rows: int = 0):
+        self.name, self.device, self.wanted_precision = name, device, precision
+        self.wanted_rows = rows
+        self.run = None if name.startswith(resolve.OTHERS) else existing(name.rpartition("@")[0] or name)
+        self.pinned_step = self.run is not None and "@" in name
+        self.loaded: resolve.Loaded | None = None
+        self.error = ""
+        self._inbox: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
+        self._waiting: deque[Job] = deque()
+        self._owners: dict[Text, tuple[Job, int]] = {}
+        self._looked = -LOOK_EVERY
+        self.closing = False
+        try:
+            self.load()
+        except UserError as error:
+            if self.run is None or self.pinned_step:
+                raise
+            self.error = str(error)
+        own = self.loaded.tokenizer if self.loaded else tokens.load(Path(self.run or "") / TOKENIZER)
+        if own is None:
+            own = tokens.load(Path(tokenizer)) if tokenizer else None
+        if own is None:
+            raise UserError(f"{name} comes without its tokenizer: give --tokenizer FILE.")
+        self.tokenizer: Tokenizer = own
+        config = self.loaded.weights.config if self.loaded else read_config(self.run or Path())[0].model
+        self.block_size = config.block_size
+        self._thread = threading.Thread(target=self._work, name="model", daemon=True)
+
+    def load(self) -> None:
+        self.loaded = resolve.load(self.name, self.device)
+        self.error = ""
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def submit(self, job: Job) -> None:
+        self._inbox.put(job)
+
+    def close(self) -> None:
+        """End what is being written, and the thread."""
+        self.closing = True
+        self._inbox.put(None)
+        if self._thread.ident:
+            self._thread.join()
+
+    # What follows runs in the model's thread.
+
+    def _work(self) -> None:
+        while not self.closing:
+            self._refresh()
+            if self.loaded is None:
+                self._collect(wait=LOOK_EVERY)
+                self._fail(self.error)
+                continue
+            try:
+                self._serve(self.loaded)
+            except Exception as error:
+                if is_out_of_memory(error):
+                    self._fail("the device's memory does not hold so many texts of this length")
+                else:
+                    self._fail(f"{type(error).__name__}: {error}"[:300])
+
+    def _serve(self, loaded: resolve.Loaded) -> None:
+        """Write with one checkpoint until there is a newer one and nothing is being written."""
+        model = loaded.model
+        rows = self.wanted_rows or rows_that_fit(model)
+        autocast = world.use_precision(
+            resolve.precision(self.wanted_precision, loaded, self.device), self.device
+        )
+        with ExitStack() as stack:
+            stack.enter_context(torch.no_grad())
+            stack.enter_context(packed(model, rows))
+            stack.enter_context(autocast())
+            slots = Slots(model, rows, min(model.n_tokens, self.tokenizer.vocab_size))
+            while not self.closing:
+                idle = not slots.texts and not self._waiting
+                self._collect(wait=LOOK_EVERY if idle else 0.0)
+                if not slots.texts and self._refresh():
+                    return
+                self._drop(slots)
+                self._admit(slots)
+                if slots.texts:
+                    self._deliver(slots, list(slots.texts), slots.step())
+
+    def _collect(self, wait: float) -> None:
+        """Take in what was submitted; wait for the first if there is nothing else to do."""
+        with contextlib.suppress(queue.Empty):
+            while True:
+                job = self._inbox.get(timeout=wait) if wait else self._inbox.get_nowait()
+                wait = 0.0
+                if job is not None:
+                    self._waiting.append(job)
+
+    def _refresh(self) -> bool:
+        """Load a newer checkpoint, if a look is due and there is one."""
+        now = time.monotonic()
+        if self.run is None or self.pinned_step or now - self._looked < LOOK_EVERY:
+            return False
+        self._looked = now
+        steps = checkpoint.list_steps(self.run)
+        have = self.loaded.step if self.loaded else None
+        if not steps or (have is not None and steps[-1] <= have):
+            return False
+        with contextlib.suppress(UserError):  # being taken away, or damaged: the old one stays
+            self.load()
+        return self.loaded is not None and self.loaded.step != have
+
+    def _drop(self, slots: Slots) -> None:
+        """Let go of the texts that nobody waits for."""
+        self._leave(
+            slots, [text for text in slots.texts if not self._owners[text][0].wants(self._owners[text][1])]
+        )
+
+    def _admit(self, slots: Slots) -> None:
+        """Begin the texts that have waited longest, one prompt between two steps, so that those that are
+        being written go on."""
+        while self._waiting and self._waiting[0].gone:
+            self._waiting.popleft()
+        if not self._waiting or not slots.free:
+            return
+        job = self._waiting[0]
+        if job.judge_prompt:
+            job.judge_prompt = False
+            for drawn in judge(slots.model, slots.n_ids, job.texts[0]):
+                job.tell(0, drawn)
+        together = job.texts[job.begun : job.begun + slots.free] if job.length else []
+        for text in together:
+            self._owners[text] = (job, job.begun)
+            job.begun += 1
+        if not job.length or job.begun == len(job.texts):
+            self._waiting.popleft()
+        if together:
+            self._deliver(slots, together, slots.join(together))
+        else:
+            for which in range(len(job.texts)):
+                job.tell(which, "length")
+
+    def _deliver(self, slots: Slots, texts: Sequence[Text], drawn: Sequence[Drawn]) -> None:
+        """Tell everybody what was written, and let go of the texts that have ended."""
+        over = []
+        for text, one in zip(texts, drawn, strict=True):
+            job, which = self._owners[text]
+            reason = ""
+            if one.token == NOT_A_NUMBER:
+                reason = "the model's output is not a number: its weights have diverged"
+            elif one.token == self.tokenizer.eot:
+                reason = "stop"
+            else:
+                job.tell(which, one)
+                reason = "length" if len(text.ids) - job.prompt == job.length else ""
+            if reason:
+                job.tell(which, reason)
+                over.append(text)
+        self._leave(slots, over)
+
+    def _leave(self, slots: Slots, texts: list[Text]) -> None:
+        slots.leave(texts)
+        for text in texts:
+            del self._owners[text]
+
+    def _fail(self, reason: str) -> None:
+        """Tell everybody who waits what went wrong."""
+        for job, which in self._owners.values():
+            job.tell(which, reason)
+        for job in self._waiting:
+            for which in range(job.begun, len(job.texts)):
+                job.tell(which, reason)
+        self._owners.clear()
+        self._waiting.clear()
+
+
+def judge(model: GPT, n_ids: int, text: Text) -> list[Drawn]:
+    """The prompt's own tokens from the second on, each with its probability after those before it."""
+    ids = torch.tensor([text.ids], device=model.wte.weight.device)  # (1, T)
+    hidden = model.hidden(ids)[0, :-1]  # (T - 1, C)
+    told = []
+    for begin in range(0, len(hidden), PART):
+        for row, token in zip(
+            model.logits(hidden[begin : begin + PART])[:, :n_ids].float(), text.ids[begin + 1 :], strict=False
+        ):
+            told.append(judged(row, token, text.alternatives or 0))
+    return told
+
+
+def rows_that_fit(model: GPT) -> int:
+    """Texts at a time: as many as their keys and values leave room for, up to MOST_ROWS."""
+    config, device = model.config, model.wte.weight.device
+    one = 2 * config.n_layer * config.n_embd * config.block_size * compute_dtype(device).itemsize
+    return max(1, min(MOST_ROWS, int(MEMORY_SHARE * world.device_memory(device, 1) / one)))

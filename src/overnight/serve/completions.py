@@ -1,0 +1,218 @@
+"""`GET /v1/models` and `POST /v1/completions`, as OpenAI's clients expect them."""
+
+import asyncio
+import json
+import secrets
+import time
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.types import Send
+
+from overnight.data.batches import key
+from overnight.serve import fields
+from overnight.serve.batcher import Batcher, Job, Mailbox
+from overnight.serve.fields import Asked, Limits
+from overnight.serve.refusal import Refusal
+from overnight.serve.writing import Writing, echoed
+from overnight.slots import Drawn, Text
+
+FLUSH = 0.02  # seconds: what is written meanwhile goes out together
+
+
+class Completions:
+    """Answers of one served model."""
+
+    def __init__(self, batcher: Batcher, model: str, limits: Limits, stopping: asyncio.Event):
+        self.batcher, self.model, self.limits, self.stopping = batcher, model, limits, stopping
+        self.open_texts = 0
+        self.created = int(time.time())
+
+    async def models(self, request: Request) -> Response:
+        about = {"id": self.model, "object": "model", "created": self.created, "owned_by": "overnight"}
+        return JSONResponse({"object": "list", "data": [about]})
+
+    async def create(self, request: Request) -> Response:
+        """One request, all at once or as a stream of events."""
+        try:
+            body = json.loads(await request.body())
+        except (ValueError, RecursionError):
+            raise Refusal(400, "The body is not JSON.") from None
+        batcher = self.batcher
+        asked = fields.parse(body, self.model, batcher.tokenizer, batcher.block_size, self.limits)
+        if batcher.loaded is None:
+            raise Refusal(503, batcher.error or "There is no checkpoint yet.", code="no_checkpoint")
+        if self.stopping.is_set():
+            raise Refusal(503, "The server is stopping.")
+        count = asked.n * len(asked.prompts)
+        if self.open_texts + count > self.limits.waiting:
+            raise Refusal(429, "Too many texts are being written: try again.", code="rate_limit_exceeded")
+        answer = Answer(self, asked)
+        if asked.stream:
+            return Events(answer.events())
+        return JSONResponse(await answer.whole(request))
+
+
+class Answer:
+    """The texts of one request. Whatever way it is left, the model's thread forgets it."""
+
+    def __init__(self, server: Completions, asked: Asked):
+        self.server, self.asked = server, asked
+        self.head = {
+            "id": f"cmpl-{secrets.token_hex(12)}",
+            "object": "text_completion",
+            "created": int(time.time()),
+            "model": server.model,
+        }
+        self.mailbox = Mailbox()
+        seed = secrets.randbits(62) if asked.seed is None else asked.seed
+        self.writings: list[Writing] = []
+        self.jobs: list[Job] = []
+        judge = asked.echo and asked.logprobs is not None
+        for number, (ids, shown) in enumerate(zip(asked.prompts, asked.shown, strict=True)):
+            # The first is what `overnight sample` writes with this seed.
+            seeds = [seed % 2**63 if k == 0 else key(seed % 2**63, k) for k in range(asked.n)]
+            texts = [Text(list(ids), asked.sampling, one, asked.logprobs) for one in seeds]
+            self.jobs.append(Job(texts, asked.max_tokens, self.mailbox, number * asked.n, judge))
+            for _ in texts:
+                writing = Writing(server.batcher.tokenizer, asked.stop, asked.logprobs is not None)
+                writing.offset = len(shown) if asked.echo else 0
+                self.writings.append(writing)
+        self.judged: list[list[Drawn]] = [[] for _ in asked.prompts]
+        self.tokens = 0
+
+    async def pieces(self) -> AsyncGenerator[list[int]]:
+        """The numbers of the texts that have something new, until all have ended."""
+        server, asked = self.server, self.asked
+        server.open_texts += len(self.writings)
+        stopping = asyncio.create_task(server.stopping.wait())
+        try:
+            for job in self.jobs:
+                server.batcher.submit(job)
+            async with asyncio.timeout(server.limits.seconds):
+                while not all(writing.finish for writing in self.writings):
+                    taking = asyncio.create_task(self.mailbox.take())
+                    await asyncio.wait({taking, stopping}, return_when=asyncio.FIRST_COMPLETED)
+                    if not taking.done():
+                        taking.cancel()
+                        raise Refusal(503, "The server is stopping.")
+                    touched = {which: None for which, what in taking.result() if self.hear(which, what)}
+                    if touched:
+                        yield list(touched)
+                    if not asked.stream or not all(writing.finish for writing in self.writings):
+                        await asyncio.sleep(FLUSH)
+        except TimeoutError:
+            raise Refusal(
+                400,
+                f"This took over {server.limits.seconds:,.0f} seconds: ask for fewer tokens.",
+                code="timeout",
+            ) from None
+        finally:
+            stopping.cancel()
+            for job in self.jobs:
+                job.gone = True
+            server.open_texts -= len(self.writings)
+
+    def hear(self, which: int, what: Drawn | str) -> bool:
+        """Take in what the model's thread says of a text."""
+        job, writing = self.jobs[which // self.asked.n], self.writings[which]
+        if isinstance(what, str):
+            if what not in ("stop", "length"):
+                raise Refusal(500, what)
+            writing.end(what)
+        elif job.prompt - 1 > len(judged := self.judged[which // self.asked.n]) and self.judges(which):
+            judged.append(what)
+            return False
+        else:
+            self.tokens += not writing.finish
+            writing.add(what)
+            if writing.finish:
+                job.unwanted.add(which % self.asked.n)
+        return True
+
+    def judges(self, which: int) -> bool:
+        """Whether what is told of this text begins with its prompt's probabilities."""
+        return self.asked.echo and self.asked.logprobs is not None and which % self.asked.n == 0
+
+    def choice(self, which: int, first: bool) -> dict[str, Any]:
+        """What is new of a text, behind its prompt if that is to be echoed."""
+        writing, prompt = self.writings[which], which // self.asked.n
+        text, logprobs = writing.take()
+        if first and self.asked.echo:
+            text = self.asked.shown[prompt] + text
+            if logprobs is not None:
+                before = echoed(writing, self.asked.prompts[prompt], self.judged[prompt])
+                logprobs = {name: before[name] + logprobs[name] for name in before}
+        return {"text": text, "index": which, "logprobs": logprobs, "finish_reason": writing.finish or None}
+
+    def usage(self) -> dict[str, int]:
+        prompt = sum(map(len, self.asked.prompts))
+        return {
+            "prompt_tokens": prompt, "completion_tokens": self.tokens, "total_tokens": prompt + self.tokens
+        }  # fmt: skip
+
+    async def whole(self, request: Request) -> dict[str, Any]:
+        """The answer at once. A client that goes away meanwhile ends it."""
+
+        async def write() -> None:
+            async with aclosing(self.pieces()) as pieces:
+                async for _ in pieces:
+                    pass
+
+        writing, leaving = asyncio.create_task(write()), asyncio.create_task(gone(request))
+        try:
+            await asyncio.wait({writing, leaving}, return_when=asyncio.FIRST_COMPLETED)
+            if not writing.done():
+                raise Refusal(400, "The client has gone.")
+            writing.result()
+        finally:
+            for task in (writing, leaving):
+                task.cancel()
+            await asyncio.gather(writing, leaving, return_exceptions=True)
+        choices = [self.choice(which, first=True) for which in range(len(self.writings))]
+        return self.head | {"choices": choices, "usage": self.usage()}
+
+    async def events(self) -> AsyncGenerator[str]:
+        """The answer as it is written: server-sent events, [DONE] last."""
+        begun: set[int] = set()
+        ended: set[int] = set()
+        try:
+            async with aclosing(self.pieces()) as pieces:
+                async for touched in pieces:
+                    choices = [
+                        self.choice(which, which not in begun) for which in touched if which not in ended
+                    ]
+                    choices = [one for one in choices if one["text"] or one["finish_reason"]]
+                    begun |= {choice["index"] for choice in choices}
+                    ended |= {choice["index"] for choice in choices if choice["finish_reason"]}
+                    if choices:
+                        yield event(self.head | {"choices": choices})
+            if self.asked.usage:
+                yield event(self.head | {"choices": [], "usage": self.usage()})
+            yield "data: [DONE]\n\n"
+        except Refusal as refusal:
+            yield event(refusal.described())
+
+
+class Events(StreamingResponse):
+    """A stream of server-sent events whose source is closed at once when the client has gone."""
+
+    media_type = "text/event-stream"
+
+    async def stream_response(self, send: Send) -> None:
+        assert isinstance(self.body_iterator, AsyncGenerator)
+        async with aclosing(self.body_iterator):
+            await super().stream_response(send)
+
+
+def event(content: dict[str, Any]) -> str:
+    return f"data: {json.dumps(content)}\n\n"
+
+
+async def gone(request: Request) -> None:
+    """Returns when the client has gone."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass

@@ -1,0 +1,171 @@
+"""Who may ask, and what: every request passes here before anything else looks at it.
+
+A page of another site that the reader has open must not be able to use this server: neither through a name
+that it lets point at 127.0.0.1 (DNS rebinding: the Host is not ours), nor by sending forms or fetches across
+sites (the Origin is not ours, or the body is not declared as JSON, which a form cannot do).
+"""
+
+import asyncio
+import hmac
+from collections.abc import Awaitable, Callable, Iterable, MutableMapping
+from dataclasses import dataclass, field
+from http.cookies import CookieError, SimpleCookie
+from typing import Any
+from urllib.parse import parse_qs, quote
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.responses import RedirectResponse
+
+from overnight.serve.refusal import Refusal
+
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+App = Callable[[Message, Receive, Send], Awaitable[None]]
+
+COOKIE = "overnight_token"
+LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
+POLICY = (
+    "default-src 'none'; script-src 'self'; connect-src 'self'; img-src data:; "
+    "style-src 'self' 'unsafe-inline'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+# Of plotly's styles: page.py says why they may be inline.
+HEADERS = {
+    "Content-Security-Policy": POLICY,
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
+}
+
+
+@dataclass
+class Guard:
+    """Wraps the application. hosts: what the Host may be, port included; empty: anything, where a token is
+    asked for."""
+
+    app: App
+    hosts: frozenset[str] = frozenset()
+    token: str = ""
+    largest_body: int = 262_144
+    """Bytes."""
+    body_seconds: float = 10.0
+    """For a body to arrive."""
+    most_requests: int = 256
+    """Being answered at a time."""
+    open: int = field(default=0, init=False)
+
+    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            if scope["type"] == "lifespan":
+                await self.app(scope, receive, send)
+            return  # no websockets here
+        send = with_headers(send)
+        self.open += 1
+        try:
+            self.check(scope)
+            if redirect := self.signed_in(scope):
+                await redirect(scope, receive, send)
+                return
+            body = await self.body(scope, receive)
+            await self.app(scope, replay(body, receive), send)
+        except Refusal as refusal:
+            await refusal.response()(scope, receive, send)
+        finally:
+            self.open -= 1
+
+    def check(self, scope: Message) -> None:
+        """Raise Refusal for whoever has no business here."""
+        headers = Headers(scope=scope)
+        host = headers.get("host", "").lower()
+        if self.hosts and (host not in self.hosts or len(headers.getlist("host")) > 1):
+            raise Refusal(403, "This server answers to its own address only.", code="wrong_host")
+        origin = headers.get("origin")
+        if origin is not None and origin.lower() not in (f"http://{host}", f"https://{host}"):
+            raise Refusal(403, "Pages of other sites may not use this server.", code="wrong_origin")
+        if scope["method"] not in ("GET", "HEAD", "POST"):
+            raise Refusal(405, "GET and POST only.", code="wrong_method")
+        if scope["method"] == "POST":
+            kind = headers.get("content-type", "").partition(";")[0].strip().lower()
+            if kind != "application/json":
+                raise Refusal(415, "Send JSON, and say so: Content-Type: application/json.")
+        if self.token and not self.knows(scope, headers):
+            raise Refusal(401, "A token is needed: Authorization: Bearer TOKEN.", code="invalid_api_key")
+        if self.open > self.most_requests:
+            raise Refusal(503, "Too many requests at a time: try again.", code="overloaded")
+
+    def knows(self, scope: Message, headers: Headers) -> bool:
+        """Whether the request has the token: as a bearer, in our cookie or, once, in the address."""
+        bearer = headers.get("authorization", "")
+        told = [bearer[7:]] if bearer[:7].lower() == "bearer " else []
+        try:
+            cookie = SimpleCookie(headers.get("cookie", "")).get(COOKIE)
+        except CookieError:
+            cookie = None
+        told += [cookie.value] if cookie else []
+        told += parse_qs(scope["query_string"].decode("latin-1")).get("token", [])
+        # Each in constant time, so that answers tell nothing of how much of a guess was right.
+        return sum(hmac.compare_digest(one.encode(), self.token.encode()) for one in told) > 0
+
+    def signed_in(self, scope: Message) -> RedirectResponse | None:
+        """A browser that came with the token in the address keeps it in a cookie, out of sight."""
+        asked = parse_qs(scope["query_string"].decode("latin-1"))
+        if not (self.token and scope["method"] == "GET" and "token" in asked):
+            return None
+        response = RedirectResponse(quote(scope["path"]), 303)
+        response.set_cookie(COOKIE, self.token, httponly=True, samesite="strict")
+        return response
+
+    async def body(self, scope: Message, receive: Receive) -> bytes:
+        """The whole body, if it is not too large and does not take too long."""
+        too_large = Refusal(413, f"The body is larger than {self.largest_body:,} bytes.", code="too_large")
+        length = Headers(scope=scope).get("content-length", "0")
+        if not length.isdecimal() or int(length[:18]) > self.largest_body:
+            raise too_large
+        parts = bytearray()
+        try:
+            async with asyncio.timeout(self.body_seconds):
+                while True:
+                    message = await receive()
+                    if message["type"] == "http.disconnect":
+                        return b""
+                    parts += message.get("body", b"")
+                    if len(parts) > self.largest_body:
+                        raise too_large
+                    if not message.get("more_body"):
+                        return bytes(parts)
+        except TimeoutError:
+            raise Refusal(408, "The body did not arrive in time.", code="timeout") from None
+
+
+def replay(body: bytes, receive: Receive) -> Receive:
+    """Gives the body that was read already, then what comes after it: that the client has gone."""
+    given = False
+
+    async def again() -> Message:
+        nonlocal given
+        if given:
+            return await receive()
+        given = True
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    return again
+
+
+def with_headers(send: Send) -> Send:
+    async def sending(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            headers = MutableHeaders(scope=message)
+            for name, value in HEADERS.items():
+                headers.setdefault(name, value)
+            headers.setdefault("Cache-Control", "no-store")
+        await send(message)
+
+    return sending
+
+
+def hosts_of(names: Iterable[str], port: int) -> frozenset[str]:
+    """What the Host header may be for a server on `port`."""
+    suffixes = (f":{port}", "") if port == 80 else (f":{port}",)
+    return frozenset(name + suffix for name in names for suffix in suffixes)

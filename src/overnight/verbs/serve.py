@@ -1,0 +1,109 @@
+"""`overnight serve RUN`: a dashboard, a playground, OpenAI's completions."""
+
+import ipaddress
+import os
+import secrets
+import socket
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from tyro.conf import Positional
+
+from overnight.arguments import parse
+from overnight.config import at_least
+from overnight.errors import DONE, UserError, refuse
+from overnight.verbs import Device, Precision
+
+TOKEN = "OVERNIGHT_TOKEN"
+
+
+@dataclass(frozen=True)
+class Serve:
+    """A live dashboard of a run, a playground, and OpenAI's completions API (/v1). Ctrl-C ends it."""
+
+    model: Positional[str]
+    """runs/NAME (also NAME@STEP), even while it trains; hf:gpt2, hf:PATH, llmc:FILE or nanogpt:FILE."""
+    host: str = "127.0.0.1"
+    """Address to listen on. Any but this machine's own asks for a token: OVERNIGHT_TOKEN, or one is made."""
+    port: int = 8000
+    """0: any that is free."""
+    device: Device = "auto"
+    """Where to compute; beside a training on the same card, cpu disturbs it less."""
+    precision: Precision = "auto"
+    """Of matrix products."""
+    tokenizer: str = ""
+    """A tokenizer.json, for weights that come without one."""
+    rows: int = 0
+    """Texts computed together; 0: what memory allows, 32 at most."""
+    max_tokens: int = 4096
+    """Of one text, at most."""
+    timeout: float = 600.0
+    """Seconds for one request, at most."""
+
+    def __post_init__(self) -> None:
+        refuse(self.problems())
+
+    def problems(self) -> Iterator[str]:
+        yield from at_least(self, "", 0, "port", "rows")
+        yield from at_least(self, "", 1, "max_tokens", "timeout")
+        if self.port > 65_535:
+            yield f"port is {self.port}: give at most 65535."
+
+
+def run(arguments: list[str]) -> int:
+    wanted = parse(Serve, "overnight serve", arguments)
+    try:
+        import starlette  # noqa: F401
+        import uvicorn  # noqa: F401
+    except ImportError:
+        raise UserError(
+            "overnight serve needs Starlette and uvicorn: pip install 'overnight[serve]'"
+        ) from None
+
+    from overnight import world
+    from overnight.serve.batcher import Batcher
+    from overnight.serve.fields import Limits
+    from overnight.serve.server import serve
+
+    listening = bind(wanted.host, wanted.port)
+    with listening, world.connect(wanted.device) as here:
+        batcher = Batcher(wanted.model, here.device, wanted.precision, wanted.tokenizer, wanted.rows)
+        token = "" if is_loopback(wanted.host) else os.environ.get(TOKEN) or secrets.token_urlsafe(24)
+        limits = Limits(tokens=wanted.max_tokens, seconds=wanted.timeout)
+        port = listening.getsockname()[1]
+        shown = f"[{wanted.host}]" if ":" in wanted.host else wanted.host
+        print(f"Serving {wanted.model}" + (f", {batcher.error}" if batcher.error else "") + ":")
+        print(f"  http://{shown}:{port}/" + (f"?token={token}" if token else ""))
+        print(f"  http://{shown}:{port}/v1   for OpenAI's clients" + (f", api_key {token}" if token else ""))
+        sys.stdout.flush()
+        serve(batcher, listening, shown, token, limits)
+    return DONE
+
+
+def is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """A socket that listens there. Raises UserError where it cannot."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        listening = socket.socket(family, kind, protocol)
+        if os.name != "nt":  # where it would let two servers share a port
+            listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listening.bind(address)
+            listening.listen(128)
+        except OSError:
+            listening.close()
+            raise
+    except (OSError, UnicodeError) as error:
+        told = getattr(error, "strerror", None) or "no such address"
+        raise UserError(
+            f"cannot listen on {host[:100]}, port {port}: {told}. Give another --port, or 0."
+        ) from None
+    return listening
