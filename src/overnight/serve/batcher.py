@@ -102,6 +102,8 @@ class Batcher:
         self._waiting: deque[Job] = deque()
         self._owners: dict[Text, tuple[Job, int]] = {}
         self._looked = -LOOK_EVERY
+        self._newest = -1
+        """The newest step that was tried."""
         self.closing = False
         try:
             self.load()
@@ -121,6 +123,7 @@ class Batcher:
 
     def load(self) -> None:
         self.loaded = resolve.load(self.name, self.device)
+        self._newest = max(self._newest, self.loaded.step or 0)
         self.error = ""
 
     def start(self) -> None:
@@ -190,13 +193,13 @@ class Batcher:
         if self.run is None or self.pinned_step or now - self._looked < LOOK_EVERY:
             return False
         self._looked = now
-        steps = checkpoint.list_steps(self.run)
-        have = self.loaded.step if self.loaded else None
-        if not steps or (have is not None and steps[-1] <= have):
+        steps, have = checkpoint.list_steps(self.run), self.loaded
+        if not steps or steps[-1] <= self._newest:
             return False
+        self._newest = steps[-1]
         with contextlib.suppress(UserError):  # being taken away, or damaged: the old one stays
             self.load()
-        return self.loaded is not None and self.loaded.step != have
+        return self.loaded is not have
 
     def _drop(self, slots: Slots) -> None:
         """Let go of the texts that nobody waits for."""

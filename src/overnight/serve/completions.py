@@ -96,7 +96,7 @@ class Answer:
                 while not all(writing.finish for writing in self.writings):
                     taking = asyncio.create_task(self.mailbox.take())
                     await asyncio.wait({taking, stopping}, return_when=asyncio.FIRST_COMPLETED)
-                    if not taking.done():
+                    if stopping.done():
                         taking.cancel()
                         raise Refusal(503, "The server is stopping.")
                     touched = {which: None for which, what in taking.result() if self.hear(which, what)}
