@@ -1,0 +1,73 @@
+"""Any JSON is a request that makes sense, or a refusal that names what does not."""
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from overnight.data import tokens
+from overnight.serve.fields import KNOWN, Asked, Limits, parse
+from overnight.serve.refusal import Refusal
+
+TOKENIZER = tokens.train_char(["the night is long"])
+JSON: Any = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4),
+    max_leaves=8,
+)
+SENSIBLE: Any = {
+    "model": st.sampled_from(["x", None]),
+    "prompt": st.sampled_from(["the", ["t", "h"], [0, 1], [[1], [2]], "", None]),
+    "max_tokens": st.integers(0, 4096), "temperature": st.floats(0, 2), "top_p": st.floats(0.01, 1),
+    "top_k": st.integers(0, 100), "n": st.integers(1, 8),
+    "stop": st.sampled_from([None, "a", ["a", "b"], []]),
+    "seed": st.integers(-(2**63), 2**63 - 1), "logprobs": st.sampled_from([None, 0, 5]),
+    "echo": st.booleans(), "stream": st.booleans(),
+    "stream_options": st.sampled_from([None, {"include_usage": True}]),
+    "suffix": st.none(), "best_of": st.none(), "user": st.text(max_size=5), "logit_bias": st.just({}),
+    "presence_penalty": st.just(0), "frequency_penalty": st.just(0.0),
+}  # fmt: skip
+
+
+def parsed(body: Any) -> Asked:
+    return parse(body, "x", TOKENIZER, 16, Limits())
+
+
+@given(JSON | st.dictionaries(st.sampled_from(KNOWN), JSON, max_size=6))
+def test_nonsense_is_refused_and_never_an_error_of_ours(body: Any) -> None:
+    asked, refusal = None, None
+    try:
+        asked = parsed(body)
+    except Refusal as raised:
+        refusal = raised
+    if asked:
+        assert 1 <= asked.n * len(asked.prompts) <= 32
+    else:
+        assert refusal
+        assert refusal.status in (400, 404)
+        assert len(refusal.message) < 600
+
+
+@given(st.fixed_dictionaries({}, optional=SENSIBLE))
+def test_what_makes_sense_is_understood(body: dict[str, Any]) -> None:
+    asked = parsed(body)
+    assert all(ids for ids in asked.prompts)
+    assert asked.max_tokens == (16 if body.get("max_tokens") is None else body["max_tokens"])
+    assert asked.stream is bool(body.get("stream"))
+
+
+def test_every_known_field_is_tried_above() -> None:
+    assert set(SENSIBLE) == set(KNOWN)
+
+
+def test_an_empty_prompt_begins_a_document_and_shows_as_nothing() -> None:
+    asked = parsed({"prompt": ["", "the"]})
+    assert asked.prompts[0] == (TOKENIZER.eot,)
+    assert asked.shown == ("", "the")
+
+
+def test_a_number_that_is_whole_may_be_written_with_a_point() -> None:
+    assert parsed({"max_tokens": 8.0}).max_tokens == 8
+    with pytest.raises(Refusal, match=r"max_tokens is 8\.5"):
+        parsed({"max_tokens": 8.5})
