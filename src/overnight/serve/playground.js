@@ -103,7 +103,7 @@
     });
     if (!response.ok) throw new Error((await response.json()).error.message);
     for await (const data of events(response)) {
-      if (data === "[DONE]") return;
+      if (data === "[DONE]") continue;
       const told = JSON.parse(data);
       if (told.error) throw new Error(told.error.message);
       for (const choice of told.choices) append(boxes[choice.index], choice);

@@ -3,8 +3,9 @@
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Annotated
 
-from tyro.conf import Positional, UseAppendAction
+from tyro.conf import Positional, UseAppendAction, arg
 
 from overnight.arguments import parse
 from overnight.config import at_least, not_finite, seed_problems
@@ -20,6 +21,8 @@ class Sample:
     """runs/NAME (also NAME@STEP), hf:gpt2, hf:PATH, llmc:FILE or nanogpt:FILE."""
     prompt: UseAppendAction[tuple[str, ...]] = ()
     """Text to go on from (default: a new document); several times: several prompts, computed together."""
+    interactive: Annotated[bool, arg(aliases=["-i"])] = False
+    """Type prompts one after another; settings can be changed in between."""
     samples: int = 1
     """How many texts for each prompt."""
     length: int = 200
@@ -47,6 +50,8 @@ class Sample:
         yield from at_least(self, "", 1, "samples", "length")
         yield from at_least(self, "", 0, "temperature", "top_k", "seed")
         yield from seed_problems(self.seed)
+        if self.interactive and (self.prompt or self.samples > 1):
+            yield "--interactive asks for prompts itself: leave --prompt and --samples out."
         if not 0 < self.top_p <= 1:
             yield f"top-p is {self.top_p}: give more than 0, at most 1."
 
@@ -55,6 +60,7 @@ def run(arguments: list[str]) -> int:
     wanted = parse(Sample, "overnight sample", arguments)
 
     from overnight import resolve, world
+    from overnight.conversation import Settings, converse, lines
     from overnight.decode import Sampling
     from overnight.generate import stream
 
@@ -64,6 +70,11 @@ def run(arguments: list[str]) -> int:
             raise UserError(f"{wanted.model} comes without its tokenizer: give --tokenizer FILE.")
         autocast = world.use_precision(resolve.precision(wanted.precision, loaded, here.device), here.device)
         sampling = Sampling(wanted.temperature, wanted.top_k, wanted.top_p)
+        if wanted.interactive:
+            settings = Settings(sampling, wanted.length, wanted.seed)
+            with autocast():
+                converse(loaded.model, loaded.tokenizer, settings, lines("> "), say)
+            return DONE
         with autocast():
             written = stream(
                 loaded.model,
@@ -74,6 +85,11 @@ def run(arguments: list[str]) -> int:
                 wanted.seed,
             )
             for text in written:
-                sys.stdout.write(text)
-                sys.stdout.flush()
+                say(text)
     return DONE
+
+
+def say(text: str) -> None:
+    """Show a piece of text at once."""
+    sys.stdout.write(text)
+    sys.stdout.flush()
