@@ -10,9 +10,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from overnight.errors import refuse
+from overnight.errors import near, refuse
 
 Auto = Literal["auto"]
+TRACKERS = ("tensorboard", "wandb")
 RAMP_START = 32_768  # tokens a step at the start of a batch ramp (GPT-3's paper, table 2.1 and appendix B)
 
 
@@ -186,6 +187,8 @@ class Config:
     """Check every shard's SHA-256 before step 0."""
     profile: bool = False
     """Look into a few of the first steps: a Chrome trace in the run, a table of where a step goes."""
+    track: str = ""
+    """Who is told the records too: tensorboard or wandb (offline), or both with a comma between."""
     init_from: str = ""
     """MODEL whose weights to start from; empty: random ones."""
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -197,6 +200,11 @@ class Config:
     def __post_init__(self) -> None:
         refuse(self.problems())
 
+    @property
+    def trackers(self) -> tuple[str, ...]:
+        """The names in `track`."""
+        return tuple(name for part in self.track.split(",") if (name := part.strip()))
+
     def problems(self) -> Iterator[str]:
         """Everything that is wrong with this config, each with its remedy."""
         yield from not_finite(self)
@@ -206,6 +214,10 @@ class Config:
         yield from at_least(self, "", 0, "seed", "eval_every", "save_every", "sample_every", "max_minutes")
         yield from at_least(self, "", 0, "hellaswag_every", "hellaswag_items", "max_restarts")
         yield from seed_problems(self.seed)
+        for name in self.trackers:
+            if name not in TRACKERS:
+                hint = near(name, TRACKERS)
+                yield f"track: there is no tracker '{name}'.{hint} Give {' or '.join(TRACKERS)}."
         yield from self.model.problems()
         yield from self.optim.problems()
         yield from self.train.problems()

@@ -7,7 +7,8 @@ from overnight.config import Config
 from overnight.errors import UserError
 
 # Fields that config.json of older runs does not have.
-LATER = {"parallel", "max_restarts", "profile", "model.residual", "model.logits", "optim.fused", "train"}
+LATER = {"parallel", "max_restarts", "profile", "track", "train"}
+LATER |= {"model.residual", "model.logits", "optim.fused"}
 LATER |= {"train.cast", "train.attention_kernel", "train.products"}
 
 

@@ -18,6 +18,7 @@ from overnight.files import disk_problem
 from overnight.records import Records
 from overnight.start import Start
 from overnight.terminal import Status, duration, size
+from overnight.trackers import Trackers
 from overnight.watch import WINDOW, Watch
 from overnight.world import World, peak_flops
 
@@ -38,7 +39,8 @@ class Journal:
         self.batches = batches
         losses: Iterator[float | None] = iter(())
         if self.world.is_main:
-            self.records = Records(self.run, self.disk_refuses)
+            self.trackers = Trackers(self.config, self.run, self.first, self.say)
+            self.records = Records(self.run, self.disk_refuses, self.trackers.write)
             losses = (record["loss"] for record in records.sound(self.run) if record["kind"] == "train")
         self.watch = Watch(
             self.start.state.bad_steps if self.start.state else 0,
@@ -49,6 +51,7 @@ class Journal:
     def close(self) -> None:
         if self.records:
             self.records.close()
+            self.trackers.close()
 
     def sync(self, state: State) -> None:
         """Put on the disk what a checkpoint vouches for; called by the thread that saves it."""

@@ -26,9 +26,12 @@ READ: dict[str, dict[str, Any]] = {"train": LOSS, "val": LOSS, "event": {"name":
 class Records:
     """Appends to records.jsonl. A line reaches the operating system whole, at once: a killed process
     leaves at most one torn line, at the end, which `rewind` takes away. What a full disk does not take
-    waits, and is written before the next line; `warn` is told once until it works again."""
+    waits, and is written before the next line; `warn` is told once until it works again. tell: is handed
+    each record too (trackers.py)."""
 
-    def __init__(self, run: Path, warn: Callable[[OSError], None]):
+    def __init__(
+        self, run: Path, warn: Callable[[OSError], None], tell: Callable[[dict[str, Any]], None] | None = None
+    ):
         self.path = run / FILE
         new = not self.path.exists()
         self._file = open(self.path, "ab", buffering=0)  # noqa: SIM115 (open as long as the run)
@@ -36,6 +39,7 @@ class Records:
             sync(run)
         self._waiting = b""
         self._warn, self._warned = warn, False
+        self._tell = tell
 
     def train(
         self,
@@ -75,13 +79,16 @@ class Records:
     def _write(self, kind: str, step: int, tokens: int, **fields: Any) -> None:
         now = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
         record = {"kind": kind, "step": step, "time": now, "tokens": tokens} | fields
-        self._waiting += json.dumps(finite(record), allow_nan=False, ensure_ascii=False).encode() + b"\n"
+        record = finite(record)
+        self._waiting += json.dumps(record, allow_nan=False, ensure_ascii=False).encode() + b"\n"
         try:
             self.flush()
         except OSError as error:
             if not self._warned:
                 self._warned = True
                 self._warn(error)
+        if self._tell:
+            self._tell(record)
 
     def flush(self) -> None:
         """Write what waits. Raises OSError where the disk does not take it (yet)."""

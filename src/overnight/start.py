@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from overnight import checkpoint, compiling, hardware, plan, records, resolve, runs
+from overnight import checkpoint, compiling, hardware, plan, records, resolve, runs, trackers
 from overnight import config as configs
 from overnight.checkpoint import State
 from overnight.config import Config, fields_of
@@ -28,7 +28,7 @@ from overnight.world import World, choose_compile, choose_precision, device_memo
 
 # What may differ when a run goes on; of steps, only more.
 FREE = {"steps", "eval_every", "val_tokens", "save_every", "sample_every", "keep", "device", "processes"}
-FREE |= {"max_minutes", "max_restarts", "verify", "profile"}
+FREE |= {"max_minutes", "max_restarts", "verify", "profile", "track"}
 FREE |= {"hellaswag_every", "hellaswag_items", "hellaswag_file"}
 FREE |= {"micro_batch", "parallel", "train.max_bad_steps"}  # how a step is computed, not which
 FREE |= {"sample.prompt", "sample.count", "sample.length"}
@@ -103,6 +103,7 @@ def decide(wanted: Config, preset: str, world: World) -> Start:
         loaded = resolve.load(wanted.init_from, torch.device("cpu"))
         donor = loaded.weights
         wanted = replace(wanted, init_from=loaded.name)  # pinned: what it is now, whatever it means later
+    trackers.check(wanted)
     refuse(data_problems(wanted, data) + (donor_problems(wanted, donor, data) if donor else []))
     config = resolve_autos(wanted, old, data, world)
     auto = {name: dict(fields_of(config))[name] for name, value in fields_of(wanted) if value == "auto"}

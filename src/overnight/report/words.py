@@ -64,6 +64,8 @@ def loss_chart(run: Run, width: int) -> Iterator[Text]:
     low, high = min(y.min(), *loss.tolist(), y[-1]), max(y.max(), *loss.tolist(), y[0])
     scale = (high - low) or 1.0
     span = (x[-1] - x[0]) or 1.0
+    if len(x) < 2 * width:  # a dot in every column
+        x, y = (grid := np.linspace(x[0], x[-1], 2 * width)), np.interp(grid, x, y)
     across = ((x - x[0]) / span * (2 * width - 1)).astype(int)
     down = ((high - y) / scale * (4 * HEIGHT - 1)).astype(int)
     cells = np.zeros((HEIGHT, width), dtype=int)
