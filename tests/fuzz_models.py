@@ -1,5 +1,6 @@
 """Readers of runs: configs, checkpoints, records."""
 
+import io
 import json
 import math
 import shutil
@@ -9,6 +10,7 @@ from typing import Any
 
 import torch
 from hypothesis.strategies import SearchStrategy
+from rich.console import Console
 from safetensors.torch import save_file
 from tests.fuzzing import Reader
 from tests.mutations import json_file, json_lines, safetensors, spoiled_json
@@ -20,6 +22,10 @@ from overnight.config import ModelConfig, fields_of
 from overnight.data import tokens
 from overnight.files import sha256_file, to_json
 from overnight.models.gpt2 import GPT
+from overnight.report import facts
+from overnight.report.page import page
+from overnight.report.summary import summary
+from overnight.report.words import markdown, show
 from overnight.weights.tensors import Weights, shapes
 
 MODEL = ModelConfig(2, 2, 8, 8, 20)
@@ -27,7 +33,18 @@ NOW = "2026-01-01T00:00:00.000Z"
 RECORDS = [
     {"kind": "event", "step": 0, "time": NOW, "tokens": 0, "name": "start", "detail": {}},
     {"kind": "train", "step": 1, "time": NOW, "tokens": 64, "loss": 2.5, "lr": 1e-3},
-    {"kind": "val", "step": 1, "time": NOW, "tokens": 64, "loss": 2.4},
+    {"kind": "val", "step": 1, "time": NOW, "tokens": 64, "loss": 2.4, "bits_per_byte": 2, "val_tokens": 9},
+    {
+        "kind": "hellaswag",
+        "step": 1,
+        "time": NOW,
+        "tokens": 64,
+        "acc_norm": 0.3,
+        "style": "x",
+        "items": 10042,
+    },
+    {"kind": "sample", "step": 1, "time": NOW, "tokens": 64, "prompt": "a", "text": "b"},
+    {"kind": "event", "step": 1, "time": NOW, "tokens": 64, "name": "spike", "detail": {"loss": 3.0}},
     {"kind": "event", "step": 1, "time": NOW, "tokens": 64, "name": "done", "detail": {}},
 ]
 
@@ -118,6 +135,12 @@ def read_optimizer(path: Path) -> None:
     optimizer.step()
 
 
+def make_environment(folder: Path) -> Path:
+    path = make_run(folder) / runs.ENVIRONMENT
+    path.write_text(to_json({"git": "c0ffee", "gpus": ["H100"], "cpu": "a CPU", "threads": 2, "torch": "2"}))
+    return path
+
+
 def make_state(folder: Path) -> Path:
     return checkpoint.folder(make_run(folder), 1) / STATE
 
@@ -171,6 +194,15 @@ def read_records(path: Path) -> None:
         assert isinstance(record["kind"], str)
 
 
+def read_report(path: Path) -> None:
+    """What `report` and the dashboard make of a run, however broken: a page, valid JSON, and words."""
+    run = facts.open_run(str(path.parent))
+    assert "<h1>" in page([run])
+    to_json(summary(run))
+    markdown([run])
+    show([run], Console(file=io.StringIO(), width=80))
+
+
 READERS: dict[str, Reader] = {
     "config": Reader(lambda folder: make_run(folder) / runs.CONFIG, read_config, json_file),
     "run-tokenizer": Reader(lambda folder: make_run(folder) / runs.TOKENIZER, read_run, json_file),
@@ -179,4 +211,7 @@ READERS: dict[str, Reader] = {
     "state": Reader(make_state, read_state, json_file),
     "state-resealed": Reader(make_state, read_state, resealed),
     "records": Reader(lambda folder: make_run(folder) / records.FILE, read_records, json_lines),
+    "report-records": Reader(lambda folder: make_run(folder) / records.FILE, read_report, json_lines),
+    "report-config": Reader(lambda folder: make_run(folder) / runs.CONFIG, read_report, json_file),
+    "report-environment": Reader(make_environment, read_report, json_file),
 }

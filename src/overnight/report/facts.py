@@ -5,7 +5,6 @@ import math
 import shlex
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ from overnight.presets import PRESETS
 from overnight.report.history import History
 
 QUIET = 120.0  # seconds without a record after which a run that nobody holds counts as stopped
-XZ_MOST = 1 << 20  # tokens: xz takes a second for as many bytes
+XZ_MOST = 1 << 20  # tokens that xz is given
 
 
 @dataclass
@@ -38,10 +37,23 @@ class Run:
     problems: list[str] = field(default_factory=list)
     label: str = ""
     """How it is called where several are compared."""
+    _xz: dict[float, float | None] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
         return self.label or self.path.resolve().name
+
+    @property
+    def preset(self) -> str:
+        """The preset's name; '' where config.json does not say."""
+        told = self.extra.get("preset")
+        return told if isinstance(told, str) else ""
+
+    @property
+    def auto(self) -> dict[str, Any]:
+        """The fields that were auto, with what they became."""
+        told = self.extra.get("auto")
+        return told if isinstance(told, dict) else {}
 
     @property
     def steps(self) -> int:
@@ -53,7 +65,7 @@ class Run:
         """The newest validation loss."""
         return self.history.val.last("loss")
 
-    @cached_property
+    @property
     def parameters(self) -> int | None:
         sized = self.config and isinstance(self.config.model.vocab_size, int)
         return plan.parameters(self.config.model) if self.config and sized else None
@@ -77,13 +89,16 @@ class Run:
         shared = f", {ranks} ranks" if ranks > 1 else ""
         return f"{'Apple GPU, ' if device == 'mps' else ''}{where}{shared}"
 
-    @cached_property
+    @property
     def xz(self) -> float | None:
-        """Bits a byte that xz needs for the validation text; None where that is long or not here."""
+        """Bits a byte that xz needs for the text of the newest validation; None where that is long or not
+        here."""
         predicted = self.history.val.last("val_tokens")
         if self.data is None or not 0 < predicted <= min(XZ_MOST, len(self.data.split("val")) - 1):
             return None
-        return xz_bits_per_byte(self.data, int(predicted))
+        if predicted not in self._xz:  # it takes a second for a megabyte
+            self._xz[predicted] = xz_bits_per_byte(self.data, int(predicted))
+        return self._xz[predicted]
 
     def state(self, now: datetime | None = None) -> str:
         """complete, training, stopped (it said so), gave up, or silent (ended without a word)."""
@@ -114,23 +129,21 @@ class Run:
 
     def changed(self) -> dict[str, tuple[Any, Any]]:
         """Fields that differ from the preset's (its value, the run's), what auto chose left out."""
-        preset = self.extra.get("preset")
-        if self.config is None or preset not in PRESETS:
+        if self.config is None or self.preset not in PRESETS:
             return {}
-        theirs, auto = dict(fields_of(PRESETS[preset]())), self.extra.get("auto") or {}
+        theirs = dict(fields_of(PRESETS[self.preset]()))
         return {
             name: (theirs[name], value)
             for name, value in fields_of(self.config)
-            if theirs[name] not in (value, "auto") and name not in auto
+            if theirs[name] not in (value, "auto") and name not in self.auto
         }
 
     def command(self) -> str:
         """The `overnight train` that begins this run again from nothing, on a machine like this one."""
-        preset = self.extra.get("preset")
-        if self.config is None or preset not in PRESETS:
+        if self.config is None or self.preset not in PRESETS:
             return ""
         options = [option(name, now) for name, (_, now) in self.changed().items()]
-        return " ".join(["overnight train", preset, *options])
+        return " ".join(["overnight train", self.preset, *options])
 
 
 def option(name: str, value: Any) -> str:

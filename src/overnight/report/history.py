@@ -13,6 +13,7 @@ import numpy as np
 from overnight import records
 
 Record = dict[str, Any]
+MOST = 2**53  # of steps and tokens: beyond, a float is not exact, and no run will be
 BEGINNINGS = ("start", "resume")  # events with which a process begins to train
 
 
@@ -107,10 +108,10 @@ class History:
         for line in lines:
             self._offset, self._tail = self._offset + len(line), line
             record = records.parse(line)
-            if record is None:
-                self.damaged += 1
-            else:
+            if record and all(0 <= record[name] <= MOST for name in ("step", "tokens")):
                 self._add(record)
+            else:
+                self.damaged += 1
 
     def _add(self, record: Record) -> None:
         hours = self._clock(record)
@@ -135,8 +136,10 @@ class History:
             now = now if now.tzinfo else now.astimezone()
         except (KeyError, TypeError, ValueError, OverflowError):
             return self.hours
-        if not self.sessions or (record["kind"] == "event" and record["name"] in BEGINNINGS):
-            self.sessions.append(Session(now, now, ranks_of(record), self.hours))
+        begins = record["kind"] == "event" and record["name"] in BEGINNINGS
+        if begins or not self.sessions:
+            ranks = ranks_of(record["detail"]) if begins else 1
+            self.sessions.append(Session(now, now, ranks, self.hours))
         newest = self.sessions[-1]
         newest.ended = max(newest.ended, now)
         return self.hours
@@ -160,8 +163,8 @@ class History:
         return [event for event in self.events if event["name"] in names]
 
 
-def ranks_of(record: Record) -> int:
+def ranks_of(detail: dict[str, Any]) -> int:
     """How many ranks the event that begins a session tells of."""
-    world = record.get("detail", {}).get("world")
+    world = detail.get("world")
     size = world.get("size") if isinstance(world, dict) else None
     return size if type(size) is int and size > 0 else 1

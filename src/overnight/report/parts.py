@@ -192,7 +192,7 @@ def config(run: Run) -> str:
     """Every field; what is not the preset's in bold, and what auto chose."""
     if run.config is None:
         return ""
-    auto, changed = run.extra.get("auto") or {}, run.changed()
+    auto, changed = run.auto, run.changed()
 
     def row(name: str, value: Any) -> str:
         note = "auto" if name in auto else f"preset: {changed[name][0]}" if name in changed else ""
@@ -200,7 +200,7 @@ def config(run: Run) -> str:
         return f'<tr><th scope="row">{text(name)}</th><td{mark}>{text(value)}</td><td>{text(note)}</td></tr>'
 
     body = "".join(row(name, value) for name, value in fields_of(run.config))
-    named = f"<p>Preset <code>{text(run.extra.get('preset'))}</code>.</p>" if run.extra.get("preset") else ""
+    named = f"<p>Preset <code>{text(run.preset)}</code>.</p>" if run.preset else ""
     return f"{named}<details><summary>All fields</summary><table><tbody>{body}</tbody></table></details>"
 
 

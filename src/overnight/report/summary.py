@@ -53,7 +53,7 @@ def summary(run: Run, costs: Costs | None = None, now: datetime | None = None) -
         "energy_kwh": history.hours * costs.watts / 1000 if costs.watts else None,
         "cost": paid * costs.price if costs.price else None,
         "machine": run.machine,
-        "preset": run.extra.get("preset"),
+        "preset": run.preset or None,
         "command": run.command() or None,
         "parameters": run.parameters,
         "data": data and {
