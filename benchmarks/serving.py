@@ -66,7 +66,14 @@ def complete(port: int, **fields: Any) -> int:
 
 def asked(model: str, tokens: int, stream: bool, seed: int) -> dict[str, Any]:
     usage = {"stream_options": {"include_usage": True}} if stream else {}
-    return {"model": model, "prompt": "def ", "max_tokens": tokens, "seed": seed, "stream": stream, "temperature": 0} | usage
+    return {
+        "model": model,
+        "prompt": "def ",
+        "max_tokens": tokens,
+        "seed": seed,
+        "stream": stream,
+        "temperature": 0,
+    } | usage
 
 
 # What serving adds at batch 1.

@@ -55,7 +55,8 @@ def draw(logits: Tensor, sampling: Sampling, noise: Tensor) -> Tensor:
     if sampling.top_p < 1:
         ordered, order = probabilities.sort(dim=-1, descending=True)
         before = ordered.cumsum(dim=-1) - ordered  # probability of the likelier ones
-        ordered = ordered.masked_fill(before >= sampling.top_p, 0.0)
+        # The likeliest always stays, however small a float top_p becomes.
+        ordered = ordered.masked_fill((before >= sampling.top_p) & (before > 0), 0.0)
         probabilities = torch.zeros_like(probabilities).scatter(-1, order, ordered)
     return torch.where(finite, (probabilities / noise).argmax(dim=-1), NOT_A_NUMBER)
 

@@ -117,11 +117,17 @@ def same_file(file: IO[bytes], path: Path) -> bool:
         return False
 
 
-def held(run: Path) -> bool:
-    """Whether a process is training in a run's folder, as far as the system tells. Looking takes the lock
-    for a moment, for which a training that begins just then waits."""
+def held(run: Path) -> bool | None:
+    """Whether a process is training in a run's folder; None where nothing tells: no process left its name,
+    or it was on another machine, whose locks need not be seen here.
+
+    Looking takes the lock for a moment, for which a training that begins just then waits. Not for a process
+    that holds it: closing its file would give it up.
+    """
     try:
         with open(run / FILE, "r+b", buffering=0) as file:
-            return not try_lock(file)
+            if not try_lock(file):
+                return True
+            return False if file.read(200).endswith(f" on {socket.gethostname()}".encode()) else None
     except OSError:  # no lock, or not for us to open
-        return False
+        return None

@@ -164,7 +164,10 @@ def is_record(value: Any) -> bool:
     if not isinstance(value, dict) or not isinstance(value.get("kind"), str):
         return False
     wanted = {"step": int, "tokens": int} | READ.get(value["kind"], {})
-    return all(name in value and isinstance(value[name], kind) for name, kind in wanted.items())
+    return all(
+        name in value and isinstance(value[name], kind) and not isinstance(value[name], bool)
+        for name, kind in wanted.items()
+    )
 
 
 def copy_aside(run: Path) -> None:

@@ -48,14 +48,18 @@ class Loaded:
     step: int | None = None
 
 
+def split_step(name: str) -> tuple[str, str]:
+    """RUN@STEP -> (RUN, STEP); (name, '') without one."""
+    base, _, at = name.rpartition("@")
+    return (name, "") if not base or "/" in at or os.sep in at else (base, at)  # an @ of a folder's name
+
+
 def checkpoint_of(name: str) -> Path:
     """MODEL -> the folder of a checkpoint that is there and whole; two levels up is its run.
 
     Raises UserError with the remedy.
     """
-    base, _, at = name.rpartition("@")
-    if not base or "/" in at or os.sep in at:  # an @ of a folder's name
-        base, at = name, ""
+    base, at = split_step(name)
     run = existing(base)
     read_config(run)
     steps = checkpoint.list_steps(run)

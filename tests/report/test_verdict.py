@@ -108,10 +108,36 @@ def test_a_run_that_said_why_it_ended_is_believed(place: Path, event: str, tone:
 
 def test_overfitting_is_named_with_the_best_step(place: Path) -> None:
     night = full_night(10, every=50)
-    for step, loss in ((4, 3.0), (6, 2.5), (10, 2.7)):
+    night.lines = [line for line in night.lines if '"val"' not in line]
+    for step, loss in ((4, 3.0), (6, 2.5), (8, 2.7)):
         night.validate(step, loss)
     make_run(place, lecture(place), night)
-    assert any("best at step 6 (2.5000) and has risen since: the model overfits" in t for _, t in said(place))
+    risen = "The validation loss was best at step 6 (2.5000) and has risen since, to 2.7000 at step 8."
+    assert ("warning", risen) in said(place)
+    (place / "checkpoints" / "step_00000006").mkdir(parents=True)
+    assert ("warning", f"{risen} Its checkpoint is there: {place}@6.") in said(place)
+
+
+def test_the_last_validation_is_of_other_tokens_and_no_sign_of_anything(place: Path) -> None:
+    night = full_night(10, every=50)
+    night.lines = [line for line in night.lines if '"val"' not in line]
+    for step, loss, tokens in ((4, 3.0, 1000), (6, 2.5, 1000), (10, 2.7, 5000)):
+        night.record("val", step, loss=loss, bits_per_byte=1.0, val_tokens=tokens)
+    make_run(place, lecture(place), night)
+    assert not any("has risen" in text for _, text in said(place))
+
+
+def test_what_a_resume_takes_again_is_counted_once(place: Path) -> None:
+    night = Night()
+    night.event(0, "start")
+    night.event(5, "spike", loss=9.0)
+    night.event(8, "nonfinite", loss=None)
+    night.event(9, "gone_back", steps=[8, 9], to=4)
+    night.event(4, "resume")
+    night.event(5, "spike", loss=9.0)
+    make_run(place, lecture(place), night)
+    happened = "1 loss spike, 1 update that was not finite, 1 return to an earlier checkpoint"
+    assert ("warning", f"On the way: {happened}.") in said(place)
 
 
 def test_what_was_not_finite_is_a_warning(place: Path) -> None:
@@ -134,6 +160,10 @@ def test_a_loss_that_is_no_number_is_said_first(place: Path) -> None:
     only.record("val", 4, loss=None, bits_per_byte=None, val_tokens=5)
     only.write(place)
     assert said(place)[0] == ("bad", "The validation loss after 2.10 M tokens is not a number.")
+    only.lines.insert(0, only.lines[0].replace('"step": 4', '"step": 3').replace("null", "3.5"))
+    only.write(place)
+    last = "The last that was is of step 3."
+    assert said(place)[0] == ("bad", f"The validation loss after 2.10 M tokens is not a number. {last}")
 
 
 @pytest.mark.parametrize("missing", ["config.json", "environment.json", "records.jsonl"])

@@ -1,7 +1,9 @@
 """OpenAI's completions, asked with OpenAI's own client, of a real server."""
 
+import contextlib
 import json
 import shutil
+import signal
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -278,6 +280,48 @@ def test_more_than_can_wait_are_sent_away(trained: Path) -> None:
         for stream in streams:
             stream.close()
         until("room", lambda: server.complete(model="x", prompt="the", max_tokens=5).status == 200)
+
+
+def test_many_that_come_at_once_are_counted_before_they_begin(trained: Path) -> None:
+    """All of them wait for the server, which was stopped; it does not let in more than it said."""
+    with serving(trained, "--rows", "1", "--max-tokens", str(ENDLESS)) as server:
+        server.process.send_signal(signal.SIGSTOP)
+        connections = [server.connect() for _ in range(12)]
+        body = json.dumps({"model": "x", "prompt": "the", "max_tokens": ENDLESS, "temperature": 0, "n": 32})
+        for connection in connections:
+            connection.request("POST", "/v1/completions", body, {"Content-Type": "application/json"})
+            connection.sock.settimeout(0.5)
+        server.process.send_signal(signal.SIGCONT)
+        statuses = []
+        for connection in connections:
+            with contextlib.suppress(TimeoutError):
+                statuses.append(connection.getresponse().status)
+        assert statuses == [429] * 4
+        for connection in connections:
+            connection.close()
+
+
+def test_what_breaks_in_the_models_thread_is_in_the_log_and_not_told(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And the next request is answered."""
+    (run / "sitecustomize.py").write_text(
+        "from overnight.slots import Slots\n"
+        "joined, calls = Slots.join, []\n"
+        "def join(slots, texts):\n"
+        "    calls.append(1)\n"
+        "    if len(calls) == 2:\n"  # the first is the server's own try
+        "        raise RuntimeError('a secret')\n"
+        "    return joined(slots, texts)\n"
+        "Slots.join = join\n"
+    )
+    with serving(run, PYTHONPATH=str(run)) as server:
+        reply = server.complete(model="x", prompt="the", max_tokens=5)
+        assert reply.status == 500
+        assert reply.json["error"]["message"] == "the server made a mistake; its log says which"
+        assert server.complete(model="x", prompt="the", max_tokens=5).status == 200
+        server.process.terminate()
+        assert "RuntimeError: a secret" in server.process.communicate()[1]
 
 
 def test_weights_that_have_diverged_are_an_error_and_not_an_end(run: Path) -> None:

@@ -1,5 +1,6 @@
 """The server as a process: it starts where it can, and stops when it is asked to."""
 
+import shutil
 import signal
 import socket
 import subprocess
@@ -12,7 +13,7 @@ from typing import Any
 
 import pytest
 from tests.conftest import Outcome
-from tests.serve.running import events, serving
+from tests.serve.running import events, serving, until
 
 
 @pytest.mark.parametrize(("sign", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 0)])
@@ -38,7 +39,7 @@ def test_it_stops_at_once_with_streams_open(trained: Path, sign: signal.Signals,
         assert "Traceback" not in err
 
 
-def test_a_second_ctrl_c_changes_nothing(trained: Path) -> None:
+def test_a_second_ctrl_c_waits_for_nobody(trained: Path) -> None:
     with serving(trained, "--max-tokens", "1000000") as server:
         assert server.stream(model="x", prompt="the", max_tokens=1_000_000, temperature=0).read(10)
         server.process.send_signal(signal.SIGINT)
@@ -67,6 +68,10 @@ def test_a_port_that_is_taken_is_told_in_a_line(cli: Callable[..., Outcome], run
         (["x", "--host", "no such host"], "cannot listen on no such host"),
         (["x", "--rows", "-1"], "rows is -1: give 0 or more."),
         (["x", "--max-tokens", "0"], "max-tokens is 0: give 1 or more."),
+        (["x", "--rows", "5000"], "rows is 5000: give at most 4096."),
+        (["x", "--timeout", "nan"], "timeout is nan: give a finite number."),
+        (["x", "--host", ""], "host is empty: give an address"),
+        (["x", "--precision", "tf32", "--device", "cpu"], "precision tf32 is a mode of CUDA's matrix units"),
     ],
 )
 def test_wrong_input_is_told_in_a_line(
@@ -95,3 +100,69 @@ def test_without_starlette_the_remedy_is_told(run: Path) -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert "pip install 'overnight[serve]'" in done.stderr
+
+
+def test_a_token_that_no_header_can_carry_is_refused(
+    cli: Callable[..., Outcome], run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OVERNIGHT_TOKEN", "pässwort")
+    outcome = cli("serve", "x", "--host", "0.0.0.0", "--port", 0)
+    assert outcome.code == 2
+    assert "OVERNIGHT_TOKEN holds more than printable ASCII" in outcome.err
+
+
+def test_a_folder_with_an_at_is_a_run_as_everywhere(run: Path) -> None:
+    home = run.parent.parent / "me@home"
+    home.mkdir()
+    run.rename(home / "x")
+    for name in ("me@home/x", "me@home/x@2"):
+        with serving(name, cwd=home.parent) as server:
+            assert server.complete(model="x", prompt="the", max_tokens=3).status == 200
+
+
+def test_one_precision_after_another(trained: Path) -> None:
+    for precision in ("fp32", "bf16", "fp16"):
+        with serving(trained, "--precision", precision) as server:
+            assert server.complete(model="x", prompt="the", max_tokens=3, n=2).status == 200
+
+
+def test_a_run_that_is_begun_anew_is_served_anew(run: Path) -> None:
+    """Its checkpoints are then of lower steps than the one that is served."""
+    aside = run.parent / "aside"
+    (run / "checkpoints").rename(aside)
+    (run / "checkpoints").mkdir()
+    (aside / "step_00000004").rename(run / "checkpoints" / "step_00000004")
+    asked = {"model": "x", "prompt": "the", "max_tokens": 1, "logprobs": 0, "seed": 1}
+    with serving(run) as server:
+        told = server.complete(**asked).json
+        shutil.rmtree(run / "checkpoints" / "step_00000004")
+        (aside / "step_00000001").rename(run / "checkpoints" / "step_00000001")
+        until("the other weights", lambda: server.complete(**asked).json["choices"] != told["choices"])
+
+
+def test_a_connection_that_says_nothing_is_closed(trained: Path) -> None:
+    with serving(trained) as server, socket.create_connection(("127.0.0.1", server.port), 30) as silent:
+        silent.sendall(b"GET / HTTP/1.1\r\nHost: ")
+        began = time.monotonic()
+        assert silent.recv(100) == b""
+        assert time.monotonic() - began < 25
+
+
+def test_the_dashboard_survives_what_it_cannot_read(run: Path) -> None:
+    """A folder in the place of the records, for a while."""
+    with serving(run) as server:
+        connection = server.connect()
+        connection.request("GET", "/events")
+        followed = connection.getresponse()
+        (run / "records.jsonl").rename(run / "aside")
+        (run / "records.jsonl").mkdir()
+        while b"cannot be read" not in followed.readline():
+            pass
+        (run / "records.jsonl").rmdir()
+        (run / "aside").rename(run / "records.jsonl")
+        with open(run / "records.jsonl", "a") as file:
+            head = '{"kind": "event", "step": 4, "tokens": 256, "time": "2026-11-24T20:00:00.000Z", '
+            file.write(head + '"name": "news", "detail": {}}\n')
+        while b"news" not in followed.readline():
+            pass
+        connection.close()

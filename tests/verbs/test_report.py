@@ -1,11 +1,18 @@
 """`overnight report`: what it writes, what it prints, what it refuses."""
 
 import json
+import os
+import shlex
+import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from tests.conftest import Outcome
+
+from overnight.report import facts
 
 Cli = Callable[..., Outcome]
 
@@ -43,14 +50,35 @@ def test_json_is_for_scripts(cli: Cli, run: Path) -> None:
 
 def test_its_command_makes_the_same_run(cli: Cli, run: Path, trained: Path) -> None:
     """What "run it again" says, done in a new place, ends with the same weights."""
-    command = json.loads(cli("report", "x", "--json").out)["runs"][0]["command"]
-    words = command.split()
+    words = shlex.split(json.loads(cli("report", "x", "--json").out)["runs"][0]["command"])
     assert words[:3] == ["overnight", "train", "shakespeare-cpu"]
-    at = words.index("--run")
-    words[at + 1] = "again"
-    assert cli(*words[1:]).code == 0
-    weights = "checkpoints/step_00000004/model.safetensors"
-    assert (Path("runs/again") / weights).read_bytes() == (trained / weights).read_bytes()
+    again = Path(words[words.index("--run") + 1])
+    assert again == Path(f"{trained}-again")
+    try:
+        assert cli(*words[1:]).code == 0
+        weights = "checkpoints/step_00000004/model.safetensors"
+        assert (again / weights).read_bytes() == (trained / weights).read_bytes()
+    finally:
+        shutil.rmtree(again, ignore_errors=True)
+
+
+def test_its_command_keeps_what_was_asked_for_and_quotes_it(
+    train: Callable[..., Outcome], cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Fields that the preset leaves to `auto` too; a prompt with quotes, lines and a dash before it."""
+    monkeypatch.chdir(tmp_path)
+    prompt = "-the night'\n\tis"
+    options = ["--micro-batch=2", "--precision=fp32", "--compile=off"]
+    assert facts.option("sample.prompt", prompt) == "--sample.prompt=$'-the night\\'\\u000a\\u0009is'"
+    shown = subprocess.run(
+        ["bash", "-c", f"printf %s {facts.quoted(prompt)}"], capture_output=True, text=True, check=True
+    )
+    assert shown.stdout == prompt
+    assert train(Path("runs/z"), *options).code == 0
+    command = json.loads(cli("report", "z", "--json").out)["runs"][0]["command"]
+    assert "--micro-batch 2" in command
+    assert "--precision fp32" in command
+    assert "--compile off" in command
 
 
 @pytest.mark.parametrize(
@@ -89,9 +117,25 @@ def test_the_end_of_training_shows_the_verdict(
 
 
 def test_torch_is_not_needed(run: Path) -> None:
-    import subprocess
-    import sys
-
     code = "import sys; from overnight import cli; print(cli.run(['report', 'x']), 'torch' in sys.modules)"
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert said.endswith("0 False\n")
+
+
+def test_json_is_json_whatever_the_terminal_is(run: Path) -> None:
+    records = (run / "records.jsonl").read_text().replace('"text": "', '"text": "é😀')
+    (run / "records.jsonl").write_text(records)
+    config = (run / "config.json").read_text().replace('"prompt": "\\n"', '"prompt": "é😀"')
+    (run / "config.json").write_text(config)
+    code = "import sys; from overnight.cli import main; sys.argv[1:] = ['report', 'x', '--json']; main()"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        check=True,
+        env=os.environ | {"PYTHONIOENCODING": "ascii"},
+    )
+    assert json.loads(done.stdout)["runs"][0]["config"]["sample"]["prompt"] == "é😀"
+
+
+def test_the_same_run_twice_is_one(cli: Cli, run: Path) -> None:
+    assert len(json.loads(cli("report", "x", "runs/x", "--json").out)["runs"]) == 1

@@ -21,7 +21,7 @@ import numpy as np
 from datatrove.data import Document
 from datatrove.pipeline.base import PipelineStep
 
-from overnight.data import documents, fast, tokens
+from overnight.data import SHARD_TOKENS, documents, fast, tokens
 from overnight.data.prepare import FEW_DOCUMENTS, complete, write_tokenizer
 from overnight.data.readers import Piece, pieces
 from overnight.data.shards import count_of
@@ -128,7 +128,7 @@ class Finish(PipelineStep):
 
     type, name = "overnight", "finish"
 
-    def __init__(self, parts: str, out: str, name: str = "", shard_tokens: int = 100_000_000):
+    def __init__(self, parts: str, out: str, name: str = "", shard_tokens: int = SHARD_TOKENS):
         super().__init__()
         self.parts, self.out, self.source_name, self.shard_tokens = Path(parts), Path(out), name, shard_tokens
 

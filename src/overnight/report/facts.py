@@ -19,7 +19,7 @@ from overnight.files import read_json
 from overnight.presets import PRESETS
 from overnight.report.history import History
 
-QUIET = 120.0  # seconds without a record after which a run that nobody holds counts as stopped
+QUIET = 120.0  # seconds without a record after which a run counts as ended, where its lock tells nothing
 XZ_MOST = 1 << 20  # tokens that xz is given
 
 
@@ -106,14 +106,16 @@ class Run:
         last = ends[-1]["name"] if ends else ""
         if last == "done" and self.history.step >= self.steps:
             return "complete"
-        if lock.held(self.path):
+        held = lock.held(self.path)
+        if held:
             return "training"
         if last in ("preempted", "interrupted"):
             return "stopped"
         if last == "gave_up":
             return "gave up"
         age = (now or datetime.now(UTC)) - self.history.last_time if self.history.last_time else None
-        return "training" if age is not None and age.total_seconds() < QUIET else "silent"
+        recent = age is not None and abs(age.total_seconds()) < QUIET
+        return "training" if recent and held is None else "silent"
 
     def seconds_left(self) -> float | None:
         """Of a run that goes on at the pace it has had, evaluations and all."""
@@ -123,26 +125,29 @@ class Run:
         newest = history.sessions[-1]
         first = int(np.searchsorted(history.train["hours"], newest.hours_before, side="right"))
         steps, hours = history.train["step"][first:], history.train["hours"][first:]
-        if len(steps) < 2 or hours[-1] <= hours[0]:
+        if len(steps) < 2 or hours[-1] <= hours[0] or steps[-1] <= steps[0]:
             return None
         return float((self.steps - steps[-1]) * 3600 * (hours[-1] - hours[0]) / (steps[-1] - steps[0]))
 
     def changed(self) -> dict[str, tuple[Any, Any]]:
-        """Fields that differ from the preset's (its value, the run's), what auto chose left out."""
+        """Fields that differ from the preset's (its value, the run's); what auto chose is not one."""
         if self.config is None or self.preset not in PRESETS:
             return {}
         theirs = dict(fields_of(PRESETS[self.preset]()))
         return {
             name: (theirs[name], value)
             for name, value in fields_of(self.config)
-            if theirs[name] not in (value, "auto") and name not in self.auto
+            if theirs[name] != value and name not in self.auto
         }
 
     def command(self) -> str:
-        """The `overnight train` that begins this run again from nothing, on a machine like this one."""
+        """The `overnight train` that begins such a run from nothing, beside this one."""
         if self.config is None or self.preset not in PRESETS:
             return ""
-        options = [option(name, now) for name, (_, now) in self.changed().items()]
+        values = {name: now for name, (_, now) in self.changed().items()} | {
+            "run": f"{self.config.run}-again"
+        }
+        options = [option(name, value) for name, value in values.items()]
         return " ".join(["overnight train", self.preset, *options])
 
 
@@ -154,14 +159,20 @@ def option(name: str, value: Any) -> str:
         return f"--{section + '.' if section else ''}{'' if value else 'no-'}{last}"
     if isinstance(value, tuple):
         return f"--{dashed} {' '.join(map(str, value))}"
-    return f"--{dashed} {quoted(str(value))}"
+    return f"--{dashed}{'=' if str(value).startswith('-') else ' '}{quoted(str(value))}"
 
 
 def quoted(word: str) -> str:
-    """`word` as a shell reads it back; what is unprintable as $'...' has it."""
+    """`word` as a shell reads it back; with what is unprintable, as $'...'."""
     if word.isprintable():
         return shlex.quote(word)
-    return "$'" + word.encode("unicode_escape").decode().replace("'", "\\'") + "'"
+    return "$'" + "".join(map(escaped, word)) + "'"
+
+
+def escaped(letter: str) -> str:
+    if letter in "\\'":
+        return "\\" + letter
+    return letter if letter.isprintable() else f"\\u{ord(letter):04x}"
 
 
 def open_run(name: str) -> Run:
@@ -169,14 +180,16 @@ def open_run(name: str) -> Run:
     path = runs.existing(name)
     if not (path / runs.CONFIG).is_file() and not (path / records.FILE).is_file():
         raise UserError(f"{path} is no run: it has no {runs.CONFIG} and no {records.FILE}.")
-    run = Run(path, History(path).update())
-    refresh(run)
-    return run
+    return refresh(Run(path, History(path)))
 
 
 def refresh(run: Run) -> Run:
-    """Read again what a resume may have changed: config, environment, and the data if it is not open yet."""
+    """Read what is new: records, config, environment, and the data if it is not open yet."""
     run.problems = []
+    try:
+        run.history = run.history.update()
+    except OSError as error:
+        run.problems.append(f"{run.path / records.FILE} cannot be read: {error.strerror}.")
     try:
         run.config, run.extra = runs.read_config(run.path)
     except UserError as error:
@@ -193,14 +206,25 @@ def refresh(run: Run) -> Run:
 
 def data_of(path: Path, config: Config, fingerprint: Any) -> Data:
     """The data that a run was trained on, from where its config says or beside its folder of runs."""
-    places = [Path(config.data), path.resolve().parent.parent / config.data]
-    for place in places:
-        if (place / MANIFEST).is_file():
-            data = Data(place)
-            if fingerprint in (None, data.fingerprint):
-                return data
-            raise UserError(f"{place} is not the data that the run was trained on (fingerprints differ).")
+    here = [Path(config.data), path.resolve().parent.parent / config.data]
+    found = [Data(place) for place in dict.fromkeys(here) if (place / MANIFEST).is_file()]
+    for data in found:
+        if fingerprint in (None, data.fingerprint):
+            return data
+    if found:
+        told = f"{found[0].folder} is not the data that the run was trained on (fingerprints differ)."
+        raise UserError(told)
     raise UserError(f"Its data, {config.data}, is not here: nothing can be said of its losses beside others.")
+
+
+def same_data(compared: list[Run]) -> bool:
+    """Whether nothing says that runs were trained and validated on different data."""
+    return len({str(told) for run in compared if (told := run.extra.get("data_fingerprint"))}) < 2
+
+
+DIFFERENT_DATA = (
+    "These runs were trained and validated on different data: their losses say nothing of one another."
+)
 
 
 def differences(compared: list[Run]) -> dict[str, list[Any]]:
@@ -212,7 +236,7 @@ def differences(compared: list[Run]) -> dict[str, list[Any]]:
 
 
 def label(compared: list[Run]) -> None:
-    """Give each a name of its own: its folder's or, where two are called the same, its path."""
+    """Give each a name: its folder's or, where two are called the same, its path."""
     names = [run.path.resolve().name for run in compared]
     for run, name in zip(compared, names, strict=True):
         run.label = name if names.count(name) == 1 else str(run.path)
@@ -237,5 +261,6 @@ TROUBLE = {
 
 def trouble(run: Run) -> list[str]:
     """What happened that should not, and how often: '2 loss spikes'."""
-    counts = {name: len(run.history.events_named(name)) for name in TROUBLE}
+    counts = {name: run.history.count(name) for name in TROUBLE}
+    counts["resume"] -= min(counts["resume"], counts["gone_back"])  # each way back is a resume too
     return [f"{count} {TROUBLE[name][count > 1]}" for name, count in counts.items() if count]

@@ -111,8 +111,13 @@ def loss(compared: Sequence[Run]) -> Figure:
                 curve(train, trend, f"{own}train", colour, **({} if alone else {"dash": "dot", "width": 1.2}))
             )
         if len(val):
-            at_val = COLOURS[1] if alone else colour
-            traces.append(curve(val, val["loss"], f"{own}validation", at_val, mode="lines+markers"))
+            at_val, same = COLOURS[1] if alone else colour, val.most_alike("val_tokens")
+            line = np.where(same, val["loss"], np.nan)
+            traces.append(curve(val, line, f"{own}validation", at_val, mode="lines+markers"))
+            if not same.all():  # on other tokens: at the end, all of them
+                others = np.where(same, np.nan, val["loss"])
+                mark = curve(val, others, f"{own}validation, all tokens", at_val, mode="markers")
+                traces.append(mark | {"marker": {"color": at_val, "size": 9, "symbol": "diamond"}})
     corpora = {reference.corpus(run.data.manifest) for run in compared if run.data} - {None}
     for corpus in sorted(name for name in corpora if name):
         traces += [published(one, compared) for one in reference.CURVES if one.corpus == corpus]

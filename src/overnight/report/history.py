@@ -31,12 +31,18 @@ class Columns:
         """(rows,) float64."""
         return np.array(self._columns[name], dtype=np.float64)
 
+    def most_alike(self, name: str) -> np.ndarray:
+        """Which rows have the value that most rows have in `name`: (rows,) bool."""
+        values = self[name]
+        kinds, counts = np.unique(values, return_counts=True)
+        return values == kinds[counts.argmax()] if len(kinds) else np.zeros(0, dtype=bool)
+
     def __len__(self) -> int:
         return len(self._columns["step"])
 
     def last(self, name: str) -> float:
-        """The newest value that is a number; NaN where there is none."""
-        return next((value for value in reversed(self._columns[name]) if math.isfinite(value)), math.nan)
+        """Of the newest row; NaN where that has none, or there is no row."""
+        return self._columns[name][-1] if self._columns[name] else math.nan
 
 
 def number(value: Any) -> float:
@@ -66,7 +72,7 @@ class Session:
 @dataclass
 class History:
     """Everything that a run recorded. `hours` of a row: how long the run had trained when it was written,
-    pauses between its processes left out and work that was done twice counted twice."""
+    without pauses between its processes, and without the work that a resume cut off."""
 
     run: Path
     damaged: int = 0
@@ -161,6 +167,12 @@ class History:
 
     def events_named(self, *names: str) -> list[Record]:
         return [event for event in self.events if event["name"] in names]
+
+    def count(self, name: str) -> int:
+        """How often something happened. Steps that a resume takes again tell again what happened in them."""
+        return len(
+            {(event["step"], name == "resume" and event["hours"]) for event in self.events_named(name)}
+        )
 
 
 def ranks_of(detail: dict[str, Any]) -> int:

@@ -10,11 +10,12 @@ import shlex
 from collections.abc import Sequence
 from typing import Any
 
+from overnight import runs
 from overnight.config import fields_of
+from overnight.data import SHARD_TOKENS
 from overnight.report import facts
 from overnight.report.facts import Run
 from overnight.report.summary import Costs, digits, numbers, particulars, summary
-from overnight.report.verdict import Sentence, verdict
 from overnight.terminal import count, visible
 
 MARKS = {"good": "✓", "plain": "·", "warning": "!", "bad": "✗"}  # colour alone tells nothing
@@ -55,7 +56,7 @@ def named(compared: Sequence[Run], contents: list[str]) -> str:
 
 
 def verdicts(compared: Sequence[Run], found: list[dict[str, Any]]) -> str:
-    lists = [sentences(verdict(run)) for run in compared]
+    lists = [sentences(one["verdict"]) for one in found]
     if len(compared) == 1:
         shown = "".join(
             f"<div><dt>{name}</dt><dd>{text(value)}</dd></div>" for name, value in numbers(found[0])
@@ -64,10 +65,10 @@ def verdicts(compared: Sequence[Run], found: list[dict[str, Any]]) -> str:
     return named(compared, lists)
 
 
-def sentences(said: list[Sentence]) -> str:
+def sentences(said: list[dict[str, str]]) -> str:
     items = (
-        f'<li class="{one.tone}"><span class="mark" aria-hidden="true">{MARKS[one.tone]}</span>'
-        f"{text(one.text)}</li>"
+        f'<li class="{one["tone"]}"><span class="mark" aria-hidden="true">{MARKS[one["tone"]]}</span>'
+        f"{text(one['text'])}</li>"
         for one in said
     )
     return f'<ul class="verdict">{"".join(items)}</ul>'
@@ -91,13 +92,7 @@ def comparison(found: list[dict[str, Any]]) -> str:
 def differing(compared: Sequence[Run]) -> str:
     """Fields of the configs that are not the same everywhere, and what that means for comparing losses."""
     rows = facts.differences(list(compared))
-    prints = {run.extra.get("data_fingerprint") for run in compared}
-    note = (
-        '<p class="bad">These runs were trained and validated on different data: their losses cannot be '
-        "compared with one another.</p>"
-        if len(prints) > 1
-        else ""
-    )
+    note = "" if facts.same_data(list(compared)) else f'<p class="bad">{facts.DIFFERENT_DATA}</p>'
     if not rows:
         return note + "<p>Nothing in their configs.</p>"
     head = "".join(f'<th scope="col">{text(run.name)}</th>' for run in compared)
@@ -205,22 +200,34 @@ def config(run: Run) -> str:
 
 
 def again(run: Run, found: dict[str, Any]) -> str:
-    """The commands that make this run anew."""
+    """The commands that make such a run anew."""
     if not run.command() or not run.config:
         return ""
     commit = str((found["environment"] or {}).get("git") or "")
-    lines = [f"git checkout {commit.removesuffix('-dirty')}"] if commit else []
+    lines = [shlex.join(["git", "checkout", commit.removesuffix("-dirty")])] if commit else []
     if commit.endswith("-dirty"):
         lines[0] += "    # its files were changed when the run began"
     if run.data:
-        asked = run.data.manifest.request
-        source = str(asked.get("source")).partition(" of Python ")[0]
-        words = ["overnight", "prepare", source, "--tokenizer", str(asked.get("tokenizer")), "--out"]
-        lines.append(shlex.join([*words, run.config.data]))
-    lines += [run.command(), shlex.join(["overnight", "report", str(run.path)])]
+        lines.append(prepare(run, run.data.manifest.request, run.config.data))
+    changes = [event["detail"].get("changes") for event in run.history.events_named("resume")]
+    if any(changes):
+        told = {name: change for one in changes if isinstance(one, dict) for name, change in one.items()}
+        lines.append(f"# This run changed on its way, which the command below does not: {detail(told)}")
+    lines += [run.command(), shlex.join(["overnight", "report", f"{run.path}-again"])]
     return f"<pre>{text(chr(10).join(lines))}</pre>"
 
 
+def prepare(run: Run, request: dict[str, Any], out: str) -> str:
+    """The `overnight prepare` that makes the run's data."""
+    source = str(request.get("source")).partition(" of Python ")[0]
+    tokenizer, shard = str(request.get("tokenizer")), request.get("shard_tokens")
+    if tokenizer not in ("gpt2", "char") and not tokenizer.startswith("bpe:"):  # it was a file
+        tokenizer = str(run.path / runs.TOKENIZER)
+    words = ["overnight", "prepare", source, "--tokenizer", tokenizer, "--out", out]
+    return shlex.join([*words, *([] if shard == SHARD_TOKENS else ["--shard-tokens", str(shard)])])
+
+
 def text(value: Any) -> str:
-    """Anything as text in HTML, and only as text; control characters made visible."""
-    return html.escape(visible(str(value)))
+    """Anything as text in HTML, and only as text; control characters made visible, and of a name that is no
+    Unicode what can be."""
+    return html.escape(visible(str(value)).encode("utf-8", "replace").decode())

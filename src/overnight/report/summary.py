@@ -75,7 +75,9 @@ def whole(number: float) -> int | None:
 
 def compared(all_of: Sequence[dict[str, Any]], runs: Sequence[Run]) -> dict[str, Any]:
     """Several summaries and what differs between their configs."""
-    return {"runs": list(all_of), "differences": finite(facts.differences(list(runs)))}
+    found = list(runs)
+    differences = finite(facts.differences(found))
+    return {"runs": list(all_of), "same_data": facts.same_data(found), "differences": differences}
 
 
 def numbers(found: dict[str, Any]) -> list[tuple[str, str]]:
@@ -108,7 +110,7 @@ def particulars(found: dict[str, Any]) -> list[tuple[str, str]]:
         model = config["model"]
         shape = (
             f"{model['n_layer']} layers of {model['n_embd']}, {model['n_head']} heads, "
-            f"context {model['block_size']:,}, vocabulary {model['vocab_size']:,}"
+            f"context {model['block_size']:,}, vocabulary {grouped(model['vocab_size'])}"
         )
         sized = f"{found['parameters'] / 1e6:,.1f} M parameters: " if found["parameters"] else ""
         told.append(("model", sized + shape))
@@ -130,3 +132,8 @@ def particulars(found: dict[str, Any]) -> list[tuple[str, str]]:
     told.append(("software", ", ".join([*versions, str(where.get("platform") or "")]).strip(", ")))
     told.append(("commit", str(where.get("git") or "")))
     return [(name, value) for name, value in told if value]
+
+
+def grouped(value: Any) -> str:
+    """'50,304'; what is no number (an `auto` that nobody resolved) as it is."""
+    return f"{value:,}" if isinstance(value, int) else str(value)

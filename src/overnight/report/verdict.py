@@ -43,7 +43,10 @@ def results(run: Run) -> Iterator[Sentence]:
     loss, bits, tokens = run.loss, history.val.last("bits_per_byte"), history.val["tokens"][-1]
     after = f"after {count(tokens)} tokens"
     if math.isnan(loss):
-        yield Sentence("bad", f"The validation loss {after} is not a number.")
+        known = np.flatnonzero(np.isfinite(history.val["loss"]))
+        was = history.val["step"][known[-1]] if len(known) else 0
+        since = f" The last that was is of step {was:,.0f}." if len(known) else ""
+        yield Sentence("bad", f"The validation loss {after} is not a number.{since}")
         return
     published = list(reference.standing(run.data.manifest, loss)) if run.data else []
     told = f"Validation loss {loss:.4f} {after}"
@@ -70,7 +73,7 @@ def yardsticks(run: Run, data: Data) -> str:
 
 def hellaswag(run: Run) -> Sentence:
     asked, style = run.history.hellaswag, run.history.styles[-1]
-    acc_norm, items = asked.last("acc_norm"), asked["items"][-1]
+    acc_norm, items = asked.last("acc_norm"), asked.last("items")
     told = f"HellaSwag {acc_norm:.4f} (acc_norm, {style} style, {items:,.0f} items)"
     published = list(reference.standing_hellaswag(style, acc_norm, items))
     if not published:
@@ -108,17 +111,28 @@ def standing(run: Run, now: datetime) -> Iterator[Sentence]:
             )
 
 
+def rising(run: Run) -> Iterator[Sentence]:
+    """Whether the losses of the same tokens, which the last validation of all of them is not one of, have
+    risen from their best."""
+    val = run.history.val
+    same = val.most_alike("val_tokens")
+    steps, losses = val["step"][same], val["loss"][same]
+    if np.isfinite(losses).sum() < 2 or not losses[-1] > (best := np.nanmin(losses)) + ROSE:
+        return
+    at = int(steps[np.nanargmin(losses)])
+    there = (run.path / "checkpoints" / f"step_{at:08d}").is_dir()
+    kept = f" Its checkpoint is there: {run.path}@{at}." if there else ""
+    yield Sentence(
+        "warning",
+        f"The validation loss was best at step {at:,} ({best:.4f}) and has risen since, "
+        f"to {losses[-1]:.4f} at step {steps[-1]:,.0f}.{kept}",
+    )
+
+
 def warnings(run: Run) -> Iterator[Sentence]:
     """What should make one look twice."""
     history = run.history
-    losses = history.val["loss"]
-    if np.isfinite(losses).sum() > 1 and run.loss > (best := np.nanmin(losses)) + ROSE:
-        at = history.val["step"][np.nanargmin(losses)]
-        yield Sentence(
-            "warning",
-            f"The validation loss was best at step {at:,.0f} ({best:.4f}) and has risen since: the model "
-            "overfits. The best checkpoint is kept.",
-        )
+    yield from rising(run)
     if unusual := history.events_named("unusual_loss"):
         detail = unusual[-1]["detail"].get("detail")
         yield Sentence("bad", f"Step {unusual[-1]['step']:,}: {detail}")

@@ -10,6 +10,7 @@ from rich.text import Text
 
 from overnight.report import facts
 from overnight.report.facts import Run
+from overnight.report.figures import FIRST
 from overnight.report.summary import Costs, numbers, particulars, summary
 from overnight.report.thin import smooth
 from overnight.report.verdict import verdict
@@ -17,7 +18,6 @@ from overnight.terminal import count, visible
 
 STYLES = {"good": "green", "plain": "", "warning": "yellow", "bad": "red"}
 HEIGHT, WIDEST = 8, 72  # of a chart, in characters
-FIRST = 0.05  # of a run: its steep beginning, left out
 # The eight dots of a Braille character: rows from the top, columns from the left.
 DOTS = np.array([[0x01, 0x08], [0x02, 0x10], [0x04, 0x20], [0x40, 0x80]])
 
@@ -29,9 +29,11 @@ def show(compared: Sequence[Run], console: Console, costs: Costs | None = None) 
             console.print(Text(visible(run.name), style="bold"))
         for sentence in verdict(run):
             console.print(Text(visible(sentence.text), style=STYLES[sentence.tone]))
-        for line in loss_chart(run, min(WIDEST, console.width - 12)):
+        for line in loss_chart(run, min(WIDEST, console.width - 12), console.encoding.startswith("utf")):
             console.print(line, soft_wrap=True)
     if len(compared) > 1:
+        if not facts.same_data(list(compared)):
+            console.print(Text(facts.DIFFERENT_DATA, style="red"))
         console.print(side_by_side(compared, costs))
     elif costs and (costs.price or costs.watts):
         console.print(
@@ -49,8 +51,8 @@ def side_by_side(compared: Sequence[Run], costs: Costs | None) -> Table:
     return table
 
 
-def loss_chart(run: Run, width: int) -> Iterator[Text]:
-    """Training loss in dots, smoothed; each validation is an o."""
+def loss_chart(run: Run, width: int, dots: bool = True) -> Iterator[Text]:
+    """Training loss, smoothed, in Braille's dots or, without them, in plain ones; each validation is an o."""
     train, val = run.history.train, run.history.val
     begin = FIRST * max(run.steps, run.history.step)
     x, y = train["step"], smooth(train["loss"])
@@ -71,7 +73,9 @@ def loss_chart(run: Run, width: int) -> Iterator[Text]:
     cells = np.zeros((HEIGHT, width), dtype=int)
     for column, height in joined(across, down):
         cells[height // 4, column // 2] |= DOTS[height % 4, column % 2]
-    drawn = [[chr(0x2800 + cell) if cell else " " for cell in row] for row in cells.tolist()]
+    drawn = [
+        [(chr(0x2800 + cell) if dots else ".") if cell else " " for cell in row] for row in cells.tolist()
+    ]
     for step, value in zip(at.tolist(), loss.tolist(), strict=True):
         column = min(width - 1, round((step - x[0]) / span * (width - 1)))
         drawn[round((high - value) / scale * (HEIGHT - 1))][column] = "o"
@@ -116,7 +120,9 @@ def markdown(compared: Sequence[Run], costs: Costs | None = None) -> str:
             (run.name, *(row.get(name, "") for name in names))
             for run, row in zip(compared, each, strict=True)
         ]
-        lines += ["## Side by side", "", *rows(("run", *names), told), ""]
+        lines += ["## Side by side", ""]
+        lines += [] if facts.same_data(list(compared)) else [facts.DIFFERENT_DATA, ""]
+        lines += [*rows(("run", *names), told), ""]
         differs = facts.differences(list(compared))
         told = [(name, *map(str, row)) for name, row in differs.items()]
         lines += ["## What differs", "", *rows(("field", *(run.name for run in compared)), told), ""]
@@ -147,4 +153,4 @@ def rows(head: Sequence[str], body: Sequence[Sequence[Any]]) -> list[str]:
 def escaped(text: str) -> str:
     """Text that Markdown shows as it is, on one line."""
     flat = " ".join(visible(text).split())
-    return "".join(f"\\{letter}" if letter in "\\|<>*[]#" else letter for letter in flat)
+    return "".join(f"\\{letter}" if letter in "\\|<>*[]#_`~&" else letter for letter in flat)

@@ -5,12 +5,12 @@ The asyncio side talks to it through `submit` and hears from it through each req
 
 import asyncio
 import contextlib
+import logging
 import queue
 import threading
 import time
 from collections import deque
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -19,7 +19,7 @@ import torch
 from overnight import checkpoint, resolve, world
 from overnight.data import tokens
 from overnight.data.tokens import Tokenizer
-from overnight.decode import NOT_A_NUMBER
+from overnight.decode import NOT_A_NUMBER, Sampling
 from overnight.errors import UserError
 from overnight.memory import is_out_of_memory
 from overnight.models.gpt2 import GPT
@@ -32,6 +32,10 @@ MOST_ROWS = 32  # texts at a time
 MEMORY_SHARE = 0.25  # of the device's, for what they have seen
 LOOK_EVERY = 2.0  # seconds between looks for a newer checkpoint
 PART = 128  # positions whose logits are held at a time
+
+TOO_MUCH = "the device's memory does not hold so many texts of this length"
+BROKEN = "the server made a mistake; its log says which"
+log = logging.getLogger("overnight.serve")
 
 Ended = str
 """Why a text ended: stop (<|endoftext|>), length, or what went wrong."""
@@ -52,7 +56,7 @@ class Mailbox:
                 self._loop.call_soon_threadsafe(self._there.set)
 
     async def take(self) -> list[tuple[int, Drawn | Ended]]:
-        """All that has come since, one item at least."""
+        """All that has come since."""
         await self._there.wait()
         self._there.clear()
         return [self._items.popleft() for _ in range(len(self._items))]
@@ -93,9 +97,10 @@ class Batcher:
 
     def __init__(self, name: str, device: torch.device, precision: str, tokenizer: str = "", rows: int = 0):
         self.name, self.device, self.wanted_precision = name, device, precision
-        self.wanted_rows = rows
-        self.run = None if name.startswith(resolve.OTHERS) else existing(name.rpartition("@")[0] or name)
-        self.pinned_step = self.run is not None and "@" in name
+        self.own_tokenizer, self.wanted_rows = tokenizer, rows
+        base, step = ("", "") if name.startswith(resolve.OTHERS) else resolve.split_step(name)
+        self.run = existing(base) if base else None
+        self.follows = self.run is not None and not step
         self.loaded: resolve.Loaded | None = None
         self.error = ""
         self._inbox: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
@@ -105,26 +110,49 @@ class Batcher:
         self._newest = -1
         """The newest step that was tried."""
         self.closing = False
+        config = read_config(self.run)[0].model if self.run else None
         try:
             self.load()
         except UserError as error:
-            if self.run is None or self.pinned_step:
+            if not self.follows:
                 raise
             self.error = str(error)
         own = self.loaded.tokenizer if self.loaded else tokens.load(Path(self.run or "") / TOKENIZER)
         if own is None:
-            own = tokens.load(Path(tokenizer)) if tokenizer else None
-        if own is None:
             raise UserError(f"{name} comes without its tokenizer: give --tokenizer FILE.")
         self.tokenizer: Tokenizer = own
-        config = self.loaded.weights.config if self.loaded else read_config(self.run or Path())[0].model
+        config = self.loaded.weights.config if self.loaded else config
+        assert config is not None
         self.block_size = config.block_size
+        if self.loaded:
+            self._try_out(self.loaded)
         self._thread = threading.Thread(target=self._work, name="model", daemon=True)
 
     def load(self) -> None:
-        self.loaded = resolve.load(self.name, self.device)
+        self.loaded = resolve.load(self.name, self.device, self.own_tokenizer)
         self._newest = max(self._newest, self.loaded.step or 0)
         self.error = ""
+
+    def _try_out(self, loaded: resolve.Loaded) -> None:
+        """Write one token, so that what this machine cannot do is told before anybody asks."""
+        try:
+            with self._slots(loaded) as slots:
+                slots.join([Text([self.tokenizer.eot], Sampling(0), 0)])
+        except (RuntimeError, MemoryError) as error:
+            wrong = f"cannot compute on {self.device} in --precision {self.wanted_precision}"
+            if is_out_of_memory(error):
+                wrong = "there is no memory for so many texts at a time: give fewer --rows"
+            raise UserError(f"{wrong} ({next(iter(str(error).splitlines()), '')[:200]}).") from None
+
+    @contextlib.contextmanager
+    def _slots(self, loaded: resolve.Loaded) -> Iterator[Slots]:
+        """Room for texts, and what it takes to compute them."""
+        model = loaded.model
+        precision = resolve.precision(self.wanted_precision, loaded, self.device)
+        with torch.no_grad(), world.use_precision(precision, self.device)():
+            rows = self.wanted_rows or rows_that_fit(model)
+            with packed(model, rows):
+                yield Slots(model, rows, min(model.n_tokens, self.tokenizer.vocab_size))
 
     def start(self) -> None:
         self._thread.start()
@@ -143,31 +171,21 @@ class Batcher:
 
     def _work(self) -> None:
         while not self.closing:
-            self._refresh()
-            if self.loaded is None:
-                self._collect(wait=LOOK_EVERY)
-                self._fail(self.error)
-                continue
             try:
-                self._serve(self.loaded)
+                self._refresh()
+                if self.loaded is not None:
+                    self._serve(self.loaded)
+                    continue
+                reason = self.error
             except Exception as error:
-                if is_out_of_memory(error):
-                    self._fail("the device's memory does not hold so many texts of this length")
-                else:
-                    self._fail(f"{type(error).__name__}: {error}"[:300])
+                log.exception("the model's thread")
+                reason = TOO_MUCH if is_out_of_memory(error) else BROKEN
+            self._collect(wait=LOOK_EVERY)  # those who asked meanwhile are told too
+            self._fail(reason)
 
     def _serve(self, loaded: resolve.Loaded) -> None:
         """Write with one checkpoint until there is a newer one and nothing is being written."""
-        model = loaded.model
-        rows = self.wanted_rows or rows_that_fit(model)
-        autocast = world.use_precision(
-            resolve.precision(self.wanted_precision, loaded, self.device), self.device
-        )
-        with ExitStack() as stack:
-            stack.enter_context(torch.no_grad())
-            stack.enter_context(packed(model, rows))
-            stack.enter_context(autocast())
-            slots = Slots(model, rows, min(model.n_tokens, self.tokenizer.vocab_size))
+        with self._slots(loaded) as slots:
             while not self.closing:
                 idle = not slots.texts and not self._waiting
                 self._collect(wait=LOOK_EVERY if idle else 0.0)
@@ -190,11 +208,12 @@ class Batcher:
     def _refresh(self) -> bool:
         """Load a newer checkpoint, if a look is due and there is one."""
         now = time.monotonic()
-        if self.run is None or self.pinned_step or now - self._looked < LOOK_EVERY:
+        if self.run is None or not self.follows or now - self._looked < LOOK_EVERY:
             return False
         self._looked = now
         steps, have = checkpoint.list_steps(self.run), self.loaded
-        if not steps or steps[-1] <= self._newest:
+        begun_anew = have is not None and have.step not in steps  # or pruned: then there is a newer one
+        if not steps or (steps[-1] <= self._newest and not begun_anew):
             return False
         self._newest = steps[-1]
         with contextlib.suppress(UserError):  # being taken away, or damaged: the old one stays

@@ -1,16 +1,17 @@
 """`GET /v1/models` and `POST /v1/completions`, as OpenAI's clients expect them."""
 
 import asyncio
+import contextlib
 import json
 import secrets
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
-from starlette.types import Send
+from starlette.types import Message, Receive, Scope, Send
 
 from overnight.data.batches import key
 from overnight.serve import fields
@@ -20,6 +21,7 @@ from overnight.serve.refusal import Refusal
 from overnight.serve.writing import Writing, echoed
 from overnight.slots import Drawn, Text
 
+UNREAD = 60.0  # seconds that a client may leave what it was sent
 FLUSH = 0.02  # seconds: what is written meanwhile goes out together
 
 
@@ -50,10 +52,18 @@ class Completions:
         count = asked.n * len(asked.prompts)
         if self.open_texts + count > self.limits.waiting:
             raise Refusal(429, "Too many texts are being written: try again.", code="rate_limit_exceeded")
+        self.open_texts += count
+
+        def done() -> None:
+            self.open_texts -= count
+
         answer = Answer(self, asked)
         if asked.stream:
-            return Events(answer.events())
-        return JSONResponse(await answer.whole(request))
+            return Events(answer.events(), done)
+        try:
+            return JSONResponse(await answer.whole(request))
+        finally:
+            done()
 
 
 class Answer:
@@ -86,35 +96,35 @@ class Answer:
 
     async def pieces(self) -> AsyncGenerator[list[int]]:
         """The numbers of the texts that have something new, until all have ended."""
-        server, asked = self.server, self.asked
-        server.open_texts += len(self.writings)
+        server, end = self.server, time.monotonic() + self.server.limits.seconds
         stopping = asyncio.create_task(server.stopping.wait())
+        taking = asyncio.create_task(self.mailbox.take())
         try:
             for job in self.jobs:
                 server.batcher.submit(job)
-            async with asyncio.timeout(server.limits.seconds):
-                while not all(writing.finish for writing in self.writings):
-                    taking = asyncio.create_task(self.mailbox.take())
-                    await asyncio.wait({taking, stopping}, return_when=asyncio.FIRST_COMPLETED)
-                    if stopping.done():
-                        taking.cancel()
-                        raise Refusal(503, "The server is stopping.")
-                    touched = {which: None for which, what in taking.result() if self.hear(which, what)}
-                    if touched:
-                        yield list(touched)
-                    if not asked.stream or not all(writing.finish for writing in self.writings):
-                        await asyncio.sleep(FLUSH)
-        except TimeoutError:
-            raise Refusal(
-                400,
-                f"This took over {server.limits.seconds:,.0f} seconds: ask for fewer tokens.",
-                code="timeout",
-            ) from None
+            while not self.finished():
+                left = end - time.monotonic()
+                await asyncio.wait({taking, stopping}, timeout=left, return_when=asyncio.FIRST_COMPLETED)
+                if stopping.done():
+                    raise Refusal(503, "The server is stopping.")
+                if not taking.done() or left <= 0:
+                    told = f"This took over {server.limits.seconds:,.0f} seconds: ask for fewer tokens."
+                    raise Refusal(400, told, code="timeout")
+                touched = {which: None for which, what in taking.result() if self.hear(which, what)}
+                taking = asyncio.create_task(self.mailbox.take())
+                if touched:
+                    yield list(touched)
+                if not self.finished():
+                    await asyncio.sleep(FLUSH)
         finally:
-            stopping.cancel()
             for job in self.jobs:
                 job.gone = True
-            server.open_texts -= len(self.writings)
+            for task in (stopping, taking):
+                task.cancel()
+            await asyncio.gather(stopping, taking, return_exceptions=True)
+
+    def finished(self) -> bool:
+        return all(writing.finish for writing in self.writings)
 
     def hear(self, which: int, what: Drawn | str) -> bool:
         """Take in what the model's thread says of a text."""
@@ -198,14 +208,26 @@ class Answer:
 
 
 class Events(StreamingResponse):
-    """A stream of server-sent events whose source is closed at once when the client has gone."""
+    """A stream of server-sent events. However it ends, its source is closed at once, and `done` is called.
+    A client that does not read for a minute has gone."""
 
     media_type = "text/event-stream"
 
-    async def stream_response(self, send: Send) -> None:
-        assert isinstance(self.body_iterator, AsyncGenerator)
-        async with aclosing(self.body_iterator):
-            await super().stream_response(send)
+    def __init__(self, content: AsyncGenerator[str, None], done: Callable[[], None] = lambda: None):
+        super().__init__(content)
+        self.source, self.done = content, done
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def patient(message: Message) -> None:
+            async with asyncio.timeout(UNREAD):
+                await send(message)
+
+        try:
+            async with aclosing(self.source):
+                with contextlib.suppress(TimeoutError):
+                    await super().__call__(scope, receive, patient)
+        finally:
+            self.done()
 
 
 def event(content: dict[str, Any]) -> str:

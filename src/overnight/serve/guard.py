@@ -42,10 +42,11 @@ HEADERS = {
 
 @dataclass
 class Guard:
-    """Wraps the application. hosts: what the Host may be, port included; empty: anything, where a token is
-    asked for."""
+    """Wraps the application. stopping: set when the server ends. hosts: what the Host may be, port included;
+    empty: anything, where a token is asked for."""
 
     app: App
+    stopping: asyncio.Event
     hosts: frozenset[str] = frozenset()
     token: str = ""
     largest_body: int = 262_144
@@ -72,6 +73,9 @@ class Guard:
             await self.app(scope, replay(body, receive), send)
         except Refusal as refusal:
             await refusal.response()(scope, receive, send)
+        except asyncio.CancelledError:
+            if not self.stopping.is_set():  # else it is we who give up, and nobody needs a traceback
+                raise
         finally:
             self.open -= 1
 
@@ -113,7 +117,7 @@ class Guard:
         asked = parse_qs(scope["query_string"].decode("latin-1"))
         if not (self.token and scope["method"] == "GET" and "token" in asked):
             return None
-        response = RedirectResponse(quote(scope["path"]), 303)
+        response = RedirectResponse("/" + quote(scope["path"].lstrip("/")), 303)  # never //another.host
         response.set_cookie(COOKIE, self.token, httponly=True, samesite="strict")
         return response
 

@@ -1,8 +1,8 @@
 """Follows a run as it trains: the report's parts and figures, sent on to open dashboards as they change."""
 
 import asyncio
-import contextlib
 import json
+import logging
 import time
 from collections.abc import AsyncGenerator
 from pathlib import Path
@@ -14,6 +14,8 @@ from overnight.report.facts import Run
 from overnight.report.figures import figures
 from overnight.report.parts import Section, sections
 from overnight.report.summary import summary
+
+log = logging.getLogger("overnight.serve")
 
 EVERY = 0.5  # seconds between looks at the run's files
 SHARE = 0.2  # of the time, at most, goes into looking
@@ -40,8 +42,10 @@ class Live:
         while True:
             began = time.monotonic()
             if self.watchers:
-                with contextlib.suppress(OSError):  # the run's folder is away for a moment, or for good
+                try:
                     await self.look()
+                except Exception:  # whatever it is: the next record may be a better one
+                    log.exception("following %s", self.run.path)
             took = time.monotonic() - began
             await asyncio.sleep(min(SLOWEST, max(EVERY, took * (1 / SHARE - 1))))
 
@@ -62,7 +66,6 @@ class Live:
         if stamps == self._stamps and now - self._seen_at < STATE_EVERY:
             return {}
         self._stamps, self._seen_at = stamps, now
-        self.run.history = self.run.history.update()
         facts.refresh(self.run)
         parts = {f"part {name}": json.dumps(part) for name, part in sections([self.run]).items()}
         charts = {f"chart {name}": json.dumps(figure) for name, figure in figures([self.run]).items()}
@@ -76,7 +79,8 @@ class Live:
 
     async def summary(self) -> dict[str, Any]:
         await self.look()
-        return await asyncio.to_thread(summary, self.run)
+        async with self._lock:  # nobody reads the run's files meanwhile
+            return await asyncio.to_thread(summary, self.run)
 
     async def events(self, stopping: asyncio.Event) -> AsyncGenerator[str, None]:
         """Server-sent events for one dashboard: everything, then whatever changes."""

@@ -31,13 +31,14 @@
   function append(box, choice) {
     const told = choice.logprobs;
     if (!told) return;
+    const letters = Array.from(choice.text);  // offsets count code points, as Python does
     const ends = [...told.text_offset.slice(1), null];
     let done = 0;
     told.tokens.forEach((token, i) => {
       const span = document.createElement("span");
       const length = ends[i] === null ? undefined : ends[i] - told.text_offset[i];
       span.className = "token";
-      span.textContent = length === undefined ? choice.text.slice(done) : choice.text.slice(done, done + length);
+      span.textContent = letters.slice(done, length === undefined ? undefined : done + length).join("");
       done += length || 0;
       span.told = { token, logprob: told.token_logprobs[i], others: told.top_logprobs[i] || {} };
       box.append(span);

@@ -7,6 +7,7 @@ from tyro.conf import Positional
 
 from overnight.arguments import parse
 from overnight.config import at_least
+from overnight.data import SHARD_TOKENS
 from overnight.errors import DONE, refuse
 
 
@@ -23,7 +24,7 @@ class Prepare:
     """gpt2, char, bpe:N or a tokenizer.json (default: what suits the source)."""
     workers: int = 0
     """Processes that tokenise (default: one a CPU). The result does not depend on it."""
-    shard_tokens: int = 100_000_000
+    shard_tokens: int = SHARD_TOKENS
     """Tokens of a shard."""
     keep_downloads: bool = False
     """Keep what came from the hub in downloads/ beside the folder; else a file goes when its tokens are

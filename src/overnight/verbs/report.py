@@ -62,12 +62,12 @@ def run(arguments: list[str]) -> int:
     from overnight.report.summary import Costs
 
     costs = Costs(wanted.price, wanted.watts)
-    runs = [facts.open_run(name) for name in dict.fromkeys(wanted.runs)]
+    runs = list({run.path.resolve(): run for run in map(facts.open_run, wanted.runs)}.values())
     facts.label(runs)
     if wanted.json:
         from overnight.report.summary import compared, summary
 
-        print(json_format.dumps(compared([summary(one, costs) for one in runs], runs), ensure_ascii=False))
+        print(json_format.dumps(compared([summary(one, costs) for one in runs], runs)))
     elif wanted.markdown:
         from overnight.report.words import markdown
 

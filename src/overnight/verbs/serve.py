@@ -2,16 +2,18 @@
 
 import ipaddress
 import os
+import re
 import secrets
 import socket
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from urllib.parse import quote
 
 from tyro.conf import Positional
 
 from overnight.arguments import parse
-from overnight.config import at_least
+from overnight.config import at_least, not_finite
 from overnight.errors import DONE, UserError, refuse
 from overnight.verbs import Device, Precision
 
@@ -45,8 +47,13 @@ class Serve:
         refuse(self.problems())
 
     def problems(self) -> Iterator[str]:
+        yield from not_finite(self)
         yield from at_least(self, "", 0, "port", "rows")
         yield from at_least(self, "", 1, "max_tokens", "timeout")
+        if self.rows > 4096:
+            yield f"rows is {self.rows}: give at most 4096."
+        if not self.host:
+            yield "host is empty: give an address, 0.0.0.0 for all of this machine's."
         if self.port > 65_535:
             yield f"port is {self.port}: give at most 65535."
 
@@ -70,11 +77,13 @@ def run(arguments: list[str]) -> int:
     with listening, world.connect(wanted.device) as here:
         batcher = Batcher(wanted.model, here.device, wanted.precision, wanted.tokenizer, wanted.rows)
         token = "" if is_loopback(wanted.host) else os.environ.get(TOKEN) or secrets.token_urlsafe(24)
+        if re.search(r"[^!-~]", token):
+            raise UserError(f"{TOKEN} holds more than printable ASCII: give it letters and digits.")
         limits = Limits(tokens=wanted.max_tokens, seconds=wanted.timeout)
         port = listening.getsockname()[1]
         shown = f"[{wanted.host}]" if ":" in wanted.host else wanted.host
         print(f"Serving {wanted.model}" + (f", {batcher.error}" if batcher.error else "") + ":")
-        print(f"  http://{shown}:{port}/" + (f"?token={token}" if token else ""))
+        print(f"  http://{shown}:{port}/" + (f"?token={quote(token, safe='')}" if token else ""))
         print(f"  http://{shown}:{port}/v1   for OpenAI's clients" + (f", api_key {token}" if token else ""))
         sys.stdout.flush()
         serve(batcher, listening, shown, token, limits)
