@@ -28,6 +28,7 @@ from common import in_turn, overnight, progress, save
 
 JSON = {"Content-Type": "application/json"}
 CLIENTS, TOKENS = 32, 64
+KEPT = contextlib.ExitStack()
 ONE = {"quickstart": 400, "GPT-2 124M": 48}  # tokens of a text where one client asks alone
 
 
@@ -85,11 +86,12 @@ def sampler(model: str, home: str, tokens: int) -> Callable[[], object]:
 
     import torch
 
-    from overnight import resolve
+    from overnight import resolve, world
     from overnight.decode import Sampling
     from overnight.generate import texts
 
     os.chdir(home)
+    KEPT.enter_context(world.connect("cpu"))  # threads, memory: as the command has them
     loaded = resolve.load(model, torch.device("cpu"))
     assert loaded.tokenizer
     return lambda: texts(loaded.model, loaded.tokenizer, ["def "], tokens, Sampling(0), 1)

@@ -107,7 +107,7 @@ def test_a_completion_streams_into_the_playground(browser: Browser, server: Serv
     asked = {"model": "x", "prompt": "the night", "max_tokens": 12, "temperature": 0}
     text = server.complete(**asked).json["choices"][0]["text"]
     assert page.locator("#samples pre").first.text_content() == "the night" + text
-    assert watched.complaints == [f"failed: {server.url}/v1/completions"]  # the one that was stopped
+    assert set(watched.complaints) == {f"failed: {server.url}/v1/completions"}  # the one that was stopped
 
 
 def test_a_token_tells_what_else_might_have_stood_there(browser: Browser, server: Server) -> None:

@@ -44,14 +44,12 @@ def make_app(
 
     @contextlib.asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncGenerator[None, None]:
-        batcher.start()
         following = asyncio.create_task(live.follow()) if live else None
         try:
             yield
         finally:
             if following:
                 following.cancel()
-            await asyncio.to_thread(batcher.close)
 
     routes = [
         Route("/", first),

@@ -1,13 +1,13 @@
 """The thread that owns the model: requests' texts join it and leave it, a step writes one token of each.
 
-The asyncio side talks to it through `submit` and hears from it through each request's Mailbox.
+The asyncio side, in another thread, talks to it through `submit` and hears from it through each request's
+Mailbox.
 """
 
 import asyncio
 import contextlib
 import logging
 import queue
-import threading
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -42,24 +42,45 @@ Ended = str
 
 
 class Mailbox:
-    """From the model's thread to the coroutine of a request: (which text, what of it)."""
+    """From the model's thread to the coroutine of a request: (which text, what of it).
+
+    Each time that the coroutine's thread wakes, it takes a core from the model for a moment, so it is woken
+    for the first token that it waits for and for the end of a text; between them it rests, and looks.
+    """
 
     def __init__(self) -> None:
-        self._loop, self._there = asyncio.get_running_loop(), asyncio.Event()
+        self._loop = asyncio.get_running_loop()
+        self._there, self._ended = asyncio.Event(), asyncio.Event()
         self._items: deque[tuple[int, Drawn | Ended]] = deque()
+        self._listening = False
 
     def put(self, which: int, what: Drawn | Ended) -> None:
-        """Called by the model's thread. Wakes the coroutine once, however many follow."""
+        """Called by the model's thread."""
         self._items.append((which, what))
-        if not self._there.is_set():
-            with contextlib.suppress(RuntimeError):  # the server has stopped meanwhile
-                self._loop.call_soon_threadsafe(self._there.set)
+        if isinstance(what, Ended):
+            self._wake(self._ended)
+        if self._listening:  # looked at behind the item's coming, and set before items are looked at
+            self._wake(self._there)
+
+    def _wake(self, event: asyncio.Event) -> None:
+        with contextlib.suppress(RuntimeError):  # the server has stopped meanwhile
+            self._loop.call_soon_threadsafe(event.set)
 
     async def take(self) -> list[tuple[int, Drawn | Ended]]:
-        """All that has come since."""
-        await self._there.wait()
+        """All that has come since; waits for the first."""
         self._there.clear()
+        self._listening = True
+        if not self._items:
+            await self._there.wait()
+        self._listening = False
         return [self._items.popleft() for _ in range(len(self._items))]
+
+    async def rest(self, seconds: float) -> None:
+        """Let more come, for so long or until a text has ended."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._ended.wait()
+        self._ended.clear()
 
 
 @dataclass(eq=False)
@@ -126,7 +147,6 @@ class Batcher:
         self.block_size = config.block_size
         if self.loaded:
             self._try_out(self.loaded)
-        self._thread = threading.Thread(target=self._work, name="model", daemon=True)
 
     def load(self) -> None:
         self.loaded = resolve.load(self.name, self.device, self.own_tokenizer)
@@ -154,22 +174,18 @@ class Batcher:
             with packed(model, rows):
                 yield Slots(model, rows, min(model.n_tokens, self.tokenizer.vocab_size))
 
-    def start(self) -> None:
-        self._thread.start()
-
     def submit(self, job: Job) -> None:
         self._inbox.put(job)
 
     def close(self) -> None:
-        """End what is being written, and the thread."""
+        """Let `work` return."""
         self.closing = True
         self._inbox.put(None)
-        if self._thread.ident:
-            self._thread.join()
 
-    # What follows runs in the model's thread.
+    # What follows runs in the thread of `work`.
 
-    def _work(self) -> None:
+    def work(self) -> None:
+        """Write what is asked for, until `close`."""
         while not self.closing:
             try:
                 self._refresh()

@@ -22,7 +22,8 @@ from overnight.serve.writing import Writing, echoed
 from overnight.slots import Drawn, Text
 
 UNREAD = 60.0  # seconds that a client may leave what it was sent
-FLUSH = 0.02  # seconds: what is written meanwhile goes out together
+FLUSH = 0.05  # seconds: what is written meanwhile goes out together
+UNSEEN = 0.5  # seconds between looks at what nobody sees before its end
 
 
 class Completions:
@@ -97,13 +98,15 @@ class Answer:
     async def pieces(self) -> AsyncGenerator[list[int]]:
         """The numbers of the texts that have something new, until all have ended."""
         server, end = self.server, time.monotonic() + self.server.limits.seconds
+        pause = FLUSH if self.asked.stream or self.asked.stop else UNSEEN
         stopping = asyncio.create_task(server.stopping.wait())
-        taking = asyncio.create_task(self.mailbox.take())
+        taking: asyncio.Task[list[tuple[int, Drawn | str]]] | None = None
         try:
             for job in self.jobs:
                 server.batcher.submit(job)
             while not self.finished():
                 left = end - time.monotonic()
+                taking = asyncio.create_task(self.mailbox.take())
                 await asyncio.wait({taking, stopping}, timeout=left, return_when=asyncio.FIRST_COMPLETED)
                 if stopping.done():
                     raise Refusal(503, "The server is stopping.")
@@ -111,17 +114,17 @@ class Answer:
                     told = f"This took over {server.limits.seconds:,.0f} seconds: ask for fewer tokens."
                     raise Refusal(400, told, code="timeout")
                 touched = {which: None for which, what in taking.result() if self.hear(which, what)}
-                taking = asyncio.create_task(self.mailbox.take())
                 if touched:
                     yield list(touched)
                 if not self.finished():
-                    await asyncio.sleep(FLUSH)
+                    await self.mailbox.rest(pause)
         finally:
             for job in self.jobs:
                 job.gone = True
-            for task in (stopping, taking):
+            waits = [task for task in (stopping, taking) if task]
+            for task in waits:
                 task.cancel()
-            await asyncio.gather(stopping, taking, return_exceptions=True)
+            await asyncio.gather(*waits, return_exceptions=True)
 
     def finished(self) -> bool:
         return all(writing.finish for writing in self.writings)

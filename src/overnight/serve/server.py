@@ -1,9 +1,16 @@
-"""uvicorn around the application: it starts, it stops, and leaves nothing running."""
+"""uvicorn around the application: it starts, it stops, and leaves nothing running.
+
+The model has the main thread and the server one of its own, because OpenMP's workers spin for the thread
+that came first: in another one, with as many workers as cores, GPT-2 124M is a sixth slower and a small model
+takes twice as long. (libgomp counts the idle main thread too, finds one more than there are cores, and lets
+its workers sleep between products.)
+"""
 
 import asyncio
 import signal
 import socket
-from types import FrameType
+import threading
+from typing import Any
 
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
@@ -18,22 +25,6 @@ GRACE = 3  # seconds for answers that are under way
 HEADERS_WITHIN = 10.0  # seconds
 
 
-class Server(uvicorn.Server):
-    """Ends open streams when it is asked to stop, so that it can."""
-
-    def __init__(self, config: uvicorn.Config, stopping: asyncio.Event):
-        super().__init__(config)
-        self.stopping, self.loop = stopping, asyncio.get_running_loop()
-        self.asked: int | None = None
-
-    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        # uvicorn would raise the signals again when it is done; how this command ends is for cli.py to say.
-        self.force_exit = self.asked is not None  # asked twice: no answer is waited for
-        self.asked = self.asked or sig
-        self.should_exit = True
-        self.loop.call_soon_threadsafe(self.stopping.set)
-
-
 class Protocol(H11Protocol):
     """Closes a connection whose first request does not come."""
 
@@ -46,27 +37,70 @@ class Protocol(H11Protocol):
             self.transport.close()
 
 
-def serve(batcher: Batcher, listening: socket.socket, host: str, token: str, limits: Limits) -> None:
-    """Answer until SIGTERM or Ctrl-C, which is raised again as KeyboardInterrupt."""
+class Web(threading.Thread):
+    """The server's thread. When it has ended, `batcher.work` returns."""
 
-    async def main() -> int | None:
-        stopping = asyncio.Event()
+    def __init__(self, batcher: Batcher, listening: socket.socket, host: str, token: str, limits: Limits):
+        super().__init__(name="web")
+        self.batcher, self.listening, self.limits = batcher, listening, limits
+        # With a token, names do not matter: whoever lets one point here does not know it.
+        self.hosts = frozenset() if token else hosts_of({*LOOPBACK, host}, listening.getsockname()[1])
+        self.token = token
+        self.loop = asyncio.new_event_loop()
+        self.stopping = asyncio.Event()
+        self.server: uvicorn.Server | None = None
+        self.error: BaseException | None = None
+        self.asked = 0
+
+    def run(self) -> None:
+        try:
+            asyncio.set_event_loop(self.loop)
+            self.loop.run_until_complete(self.main())
+        except BaseException as error:  # for the main thread to raise
+            self.error = error
+        finally:
+            self.batcher.close()
+
+    async def main(self) -> None:
+        batcher = self.batcher
         live = Live(batcher.run) if batcher.run else None
         model = batcher.run.resolve().name if batcher.run else batcher.name
         model = model.encode("utf-8", "replace").decode()  # a folder's name need be no Unicode
         if live:
             await live.look()  # before anybody waits for it
-        app = make_app(batcher, model, live, limits, stopping)
-        # With a token, names do not matter: whoever lets one point here does not know it.
-        hosts = hosts_of({*LOOPBACK, host}, listening.getsockname()[1]) if not token else frozenset[str]()
+        app = make_app(batcher, model, live, self.limits, self.stopping)
         config = uvicorn.Config(
-            Guard(app, stopping, hosts, token), http=Protocol, log_level="warning", access_log=False,
-            server_header=False, ws="none", lifespan="on", timeout_graceful_shutdown=GRACE,
-            h11_max_incomplete_event_size=65_536,
+            Guard(app, self.stopping, self.hosts, self.token), http=Protocol, log_level="warning",
+            access_log=False, server_header=False, ws="none", lifespan="on",
+            timeout_graceful_shutdown=GRACE, h11_max_incomplete_event_size=65_536,
         )  # fmt: skip
-        server = Server(config, stopping)
-        await server.serve(sockets=[listening])
-        return server.asked
+        self.server = uvicorn.Server(config)
+        if not self.asked:
+            await self.server.serve(sockets=[self.listening])
 
-    if asyncio.run(main()) == signal.SIGINT:
+    def stop(self, sign: int, frame: Any = None) -> None:
+        """Ends open streams, and then the server; asked twice, it waits for no answer."""
+        if self.server:
+            self.server.force_exit = bool(self.asked)
+            self.server.should_exit = True
+        self.asked = self.asked or sign
+        self.loop.call_soon_threadsafe(self.stopping.set)
+
+
+def serve(batcher: Batcher, listening: socket.socket, host: str, token: str, limits: Limits) -> None:
+    """Answer until SIGTERM or Ctrl-C, which is raised as KeyboardInterrupt. Called in the main thread."""
+    web = Web(batcher, listening, host, token, limits)
+    before = {sign: signal.signal(sign, web.stop) for sign in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        web.start()
+        batcher.work()
+    finally:
+        web.stop(web.asked)
+        web.join()
+        web.loop.close()
+        for sign, handler in before.items():
+            signal.signal(sign, handler)
+    if web.error:
+        raise web.error
+    if web.asked == signal.SIGINT:
         raise KeyboardInterrupt

@@ -54,7 +54,10 @@ def in_the_morning(path: Path) -> None:
     from overnight.report import facts
     from overnight.verbs.report import terminal
 
-    terminal([facts.open_run(f"{path}{os.sep}")])
+    try:
+        terminal([facts.open_run(f"{path}{os.sep}")])
+    except Exception as error:  # a run that is done is done, whatever is wrong with its picture
+        print(f"Nothing could be shown of it: {type(error).__name__}: {error}")
 
 
 def list_presets(verb: str) -> None:
