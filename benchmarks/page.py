@@ -86,6 +86,34 @@ def readme_rows() -> Iterator[list[str]]:
             f"{found['overnight_tokens_per_second']:.1f} tokens/s",
             f"transformers {found['transformers_tokens_per_second']:.1f}",
         ]
+    serving, report = load("serving")["figures"], load("report")["figures"]
+    many, one = (serving["32 clients, quickstart"][who] for who in ("many", "one"))
+    yield [
+        f"serving the quickstart's model to {many['clients']} clients for a minute",
+        f"{many['tokens_per_second']:,.0f} tokens/s, {many['errors']} errors, "
+        f"slowest answer {many['latency_ms']['max'] / 1000:.1f} s",
+        f"one client: {one['tokens_per_second']:,.0f} tokens/s",
+    ]
+    added = {
+        name: max(serving[f"one client, {name}"]["overhead_percent"].values())
+        for name in ("quickstart", "GPT-2 124M")
+    }
+    yield [
+        "what serving adds to sampling one text",
+        f"GPT-2 124M {added['GPT-2 124M']:.0f}%, the quickstart's model {added['quickstart']:.0f}%",
+        "",
+    ]
+    if pages := serving.get("pages"):
+        yield [
+            "the dashboard: first paint; from a record to the screen, at most",
+            f"{pages['first_paint_ms']['median']} ms; {pages['record_to_screen_ms']['max'] / 1000:.1f} s",
+            "",
+        ]
+    yield [
+        f"`report` of {report['steps']:,} steps",
+        f"{report['seconds']['one run']['median']:.1f} s",
+        f"of three such runs: {report['seconds']['three runs']['median']:.1f} s",
+    ]
     hellaswag = load("hellaswag")["figures"]
     yield [
         "HellaSwag, GPT-2 124M, 1,000 items",
@@ -209,6 +237,33 @@ def sampling_table() -> str:
     return table(["texts at a time", "tokens/s", "transformers", "times as fast"], rows)
 
 
+def serving_table() -> str:
+    found = load("serving")["figures"]
+    rows: list[list[object]] = []
+    for name, one in found.items():
+        if name.startswith("one client"):
+            rates = one["tokens_per_second"]
+            cells = [f"{rates[how]:,.1f}" for how in ("generate", "served", "streamed")]
+            rows.append([name.removeprefix("one client, "), *cells])
+    alone = table(["one text", "tokens/s without a server", "served", "streamed"], rows)
+    rows = []
+    for who in ("one", "many"):
+        load_of = found["32 clients, quickstart"][who]
+        latency, clients = load_of["latency_ms"], load_of["clients"]
+        told = [f"{latency[name]:,.0f} ms" for name in ("median", "p95", "max")]
+        least, most = load_of["least_and_most_tokens_of_a_client"]
+        rows.append([clients, f"{load_of['tokens_per_second']:,.0f}", *told, f"{least:,} to {most:,}"])
+    head = [
+        "clients, 64 tokens a request",
+        "tokens/s",
+        "an answer, median",
+        "p95",
+        "slowest",
+        "tokens a client",
+    ]
+    return f"{alone}\n\n{table(head, rows)}"
+
+
 def loading_table() -> str:
     found = load("step")["figures"]["loading, 64 x 1024"]
     cells = [f"{found[name]:.2f} ms" for name in ("median", "max")]
@@ -242,6 +297,7 @@ TABLES: dict[str, tuple[str, Callable[[], str]]] = {  # the result that each is 
     "step": ("step", step_table),
     "ladder": ("ladder", ladder_table),
     "sampling": ("sampling", sampling_table),
+    "serving": ("serving", serving_table),
     "loading": ("step", loading_table),
     "residual": ("residual", residual_table),
     "gpu": ("gpu", gpu_table),

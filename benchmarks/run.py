@@ -12,7 +12,7 @@ HERE = Path(__file__).parent
 
 
 def main(*files: str) -> None:
-    names = ("step", "sampling", "weights", "tokenizer", "prepare", "saving", "quickstart")
+    names = ("step", "sampling", "weights", "tokenizer", "prepare", "saving", "report", "quickstart")
     runs = [[name] for name in names]
     runs += [list(pair) for pair in zip(("shakespeare", "hellaswag"), files, strict=False)]
     began = monotonic()

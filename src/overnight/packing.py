@@ -16,12 +16,13 @@ from overnight.models.gpt2 import GPT, Linear
 from overnight.models.linear import compute_dtype, linear, product, uses_onednn
 
 MOST_ROWS = 64  # beyond, packing inside the product costs little
+LARGE = 10_000_000  # weights: more than a cache holds, and a single row is bound by memory, packed or not
 
 
 @contextlib.contextmanager
 def packed(model: GPT, rows: int) -> Iterator[None]:
     """Inside, the model's products use such copies, which take as much memory as the weights; those for a CPU
-    in fp32 only in products of at most `rows` rows, up to 64.
+    in fp32 only in products of at most `rows` rows, up to 64 (and, of large models, of two at least).
 
     torch.ops.mkldnn is what torch.compile's freezing calls; a torch without it is served unpacked.
     """
@@ -35,7 +36,8 @@ def packed(model: GPT, rows: int) -> Iterator[None]:
         and hasattr(torch.ops.mkldnn, "_reorder_linear_weight")
         and not (rows == 1 and uses_onednn())  # which reads a single row as fast unpacked
     ):
-        pack = partial(laid_out, rows)
+        large = sum(parameter.numel() for parameter in model.parameters()) > LARGE
+        pack = partial(laid_out, rows, 2 if large and uses_onednn() else 1)
     else:
         yield
         return
@@ -52,13 +54,14 @@ def packed(model: GPT, rows: int) -> Iterator[None]:
             del module.forward
 
 
-def laid_out(rows: int, weight: Tensor, bias: Tensor | None) -> Callable[[Tensor], Tensor]:
-    """A function x -> x weight' + bias, with a copy of `weight` laid out for `rows` rows (or fewer)."""
+def laid_out(rows: int, least: int, weight: Tensor, bias: Tensor | None) -> Callable[[Tensor], Tensor]:
+    """A function x -> x weight' + bias, with a copy of `weight` laid out for `rows` rows, and used for as few
+    as `least`."""
     weight = weight.detach()
     copy = torch.ops.mkldnn._reorder_linear_weight(weight, rows)
 
     def multiply(x: Tensor) -> Tensor:
-        fits = x.numel() <= rows * x.size(-1)
+        fits = least <= x.numel() // x.size(-1) <= rows
         return product(x, copy, bias) if fits else linear(x, weight, bias)
 
     return multiply
