@@ -1,17 +1,15 @@
 """The thread that owns the model: requests' texts join it and leave it, a step writes one token of each.
 
-The asyncio side, in another thread, talks to it through `submit` and hears from it through each request's
-Mailbox.
+The asyncio side, in another thread, talks to it through `submit`, and hears from it through the Mailbox of
+each Job.
 """
 
-import asyncio
 import contextlib
 import logging
 import queue
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -26,6 +24,7 @@ from overnight.models.gpt2 import GPT
 from overnight.models.linear import compute_dtype
 from overnight.packing import packed
 from overnight.runs import TOKENIZER, existing, read_config
+from overnight.serve.jobs import Job
 from overnight.slots import Drawn, Slots, Text, judged
 
 MOST_ROWS = 32  # texts at a time
@@ -36,80 +35,6 @@ PART = 128  # positions whose logits are held at a time
 TOO_MUCH = "the device's memory does not hold so many texts of this length"
 BROKEN = "the server made a mistake; its log says which"
 log = logging.getLogger("overnight.serve")
-
-Ended = str
-"""Why a text ended: stop (<|endoftext|>), length, or what went wrong."""
-
-
-class Mailbox:
-    """From the model's thread to the coroutine of a request: (which text, what of it).
-
-    Each time that the coroutine's thread wakes, it takes a core from the model for a moment, so it is woken
-    for the first token that it waits for and for the end of a text; between them it rests, and looks.
-    """
-
-    def __init__(self) -> None:
-        self._loop = asyncio.get_running_loop()
-        self._there, self._ended = asyncio.Event(), asyncio.Event()
-        self._items: deque[tuple[int, Drawn | Ended]] = deque()
-        self._listening = False
-
-    def put(self, which: int, what: Drawn | Ended) -> None:
-        """Called by the model's thread."""
-        self._items.append((which, what))
-        if isinstance(what, Ended):
-            self._wake(self._ended)
-        if self._listening:  # looked at behind the item's coming, and set before items are looked at
-            self._wake(self._there)
-
-    def _wake(self, event: asyncio.Event) -> None:
-        with contextlib.suppress(RuntimeError):  # the server has stopped meanwhile
-            self._loop.call_soon_threadsafe(event.set)
-
-    async def take(self) -> list[tuple[int, Drawn | Ended]]:
-        """All that has come since; waits for the first."""
-        self._there.clear()
-        self._listening = True
-        if not self._items:
-            await self._there.wait()
-        self._listening = False
-        return [self._items.popleft() for _ in range(len(self._items))]
-
-    async def rest(self, seconds: float) -> None:
-        """Let more come, for so long or until a text has ended."""
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(seconds):
-                await self._ended.wait()
-        self._ended.clear()
-
-
-@dataclass(eq=False)
-class Job:
-    """The texts of one prompt, which is read once for all of them."""
-
-    texts: list[Text]
-    length: int
-    """Tokens of each, at most; 0: only the prompt is judged."""
-    mailbox: Mailbox
-    first: int = 0
-    """The number of the first text in the mailbox."""
-    judge_prompt: bool = False
-    """Whether to tell the probabilities of the prompt's own tokens too, to the first text."""
-    gone: bool = False
-    """Whether nobody waits for any of it any more."""
-    unwanted: set[int] = field(default_factory=set)
-    """Texts that nobody waits for any more."""
-    begun: int = 0
-    """How many have joined the others that are being written."""
-
-    def __post_init__(self) -> None:
-        self.prompt = len(self.texts[0].ids)
-
-    def tell(self, which: int, what: Drawn | Ended) -> None:
-        self.mailbox.put(self.first + which, what)
-
-    def wants(self, which: int) -> bool:
-        return not self.gone and which not in self.unwanted
 
 
 class Batcher:

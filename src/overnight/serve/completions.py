@@ -15,8 +15,9 @@ from starlette.types import Message, Receive, Scope, Send
 
 from overnight.data.batches import key
 from overnight.serve import fields
-from overnight.serve.batcher import Batcher, Job, Mailbox
+from overnight.serve.batcher import Batcher
 from overnight.serve.fields import Asked, Limits
+from overnight.serve.jobs import Job, Mailbox
 from overnight.serve.refusal import Refusal
 from overnight.serve.writing import Writing, echoed
 from overnight.slots import Drawn, Text

@@ -97,9 +97,12 @@ class Live:
                     inside = ",".join(f"{json.dumps(name)}:{text}" for name, text in fresh.items())
                     yield f"data: {{{inside}}}\n\n"
                 waiting = asyncio.create_task(changed.wait())
-                await asyncio.wait({waiting, stop}, timeout=15, return_when=asyncio.FIRST_COMPLETED)
-                if not waiting.done():
+                try:
+                    await asyncio.wait({waiting, stop}, timeout=15, return_when=asyncio.FIRST_COMPLETED)
+                    news = waiting.done()
+                finally:
                     waiting.cancel()
+                if not news:
                     yield ": still here\n\n"
         finally:
             stop.cancel()

@@ -7,6 +7,7 @@ its workers sleep between products.)
 """
 
 import asyncio
+import contextlib
 import signal
 import socket
 import threading
@@ -46,7 +47,7 @@ class Web(threading.Thread):
         # With a token, names do not matter: whoever lets one point here does not know it.
         self.hosts = frozenset() if token else hosts_of({*LOOPBACK, host}, listening.getsockname()[1])
         self.token = token
-        self.loop = asyncio.new_event_loop()
+        self.loop: asyncio.AbstractEventLoop | None = None
         self.stopping = asyncio.Event()
         self.server: uvicorn.Server | None = None
         self.error: BaseException | None = None
@@ -54,15 +55,14 @@ class Web(threading.Thread):
 
     def run(self) -> None:
         try:
-            asyncio.set_event_loop(self.loop)
-            self.loop.run_until_complete(self.main())
+            asyncio.run(self.main())
         except BaseException as error:  # for the main thread to raise
             self.error = error
         finally:
             self.batcher.close()
 
     async def main(self) -> None:
-        batcher = self.batcher
+        self.loop, batcher = asyncio.get_running_loop(), self.batcher
         live = Live(batcher.run) if batcher.run else None
         model = batcher.run.resolve().name if batcher.run else batcher.name
         model = model.encode("utf-8", "replace").decode()  # a folder's name need be no Unicode
@@ -84,7 +84,9 @@ class Web(threading.Thread):
             self.server.force_exit = bool(self.asked)
             self.server.should_exit = True
         self.asked = self.asked or sign
-        self.loop.call_soon_threadsafe(self.stopping.set)
+        if self.loop:
+            with contextlib.suppress(RuntimeError):  # it has ended
+                self.loop.call_soon_threadsafe(self.stopping.set)
 
 
 def serve(batcher: Batcher, listening: socket.socket, host: str, token: str, limits: Limits) -> None:
@@ -97,7 +99,6 @@ def serve(batcher: Batcher, listening: socket.socket, host: str, token: str, lim
     finally:
         web.stop(web.asked)
         web.join()
-        web.loop.close()
         for sign, handler in before.items():
             signal.signal(sign, handler)
     if web.error:
