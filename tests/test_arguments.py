@@ -16,7 +16,9 @@ from overnight.verbs.export import Export
 from overnight.verbs.inspect import Inspect
 from overnight.verbs.plan import Plan
 from overnight.verbs.prepare import Prepare
+from overnight.verbs.report import Report
 from overnight.verbs.sample import Sample
+from overnight.verbs.serve import Serve
 
 
 def understood(*arguments: str) -> Config:
@@ -104,7 +106,7 @@ def test_a_missing_model_is_refused_with_what_it_may_be(kind: Any, verb: str) ->
         parse(kind, f"overnight {verb}", [])
 
 
-KINDS = [Config, Prepare, Eval, Sample, Inspect, Export, Plan, Doctor]
+KINDS = [Config, Prepare, Eval, Sample, Inspect, Export, Plan, Report, Serve, Doctor]
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
@@ -113,7 +115,9 @@ def test_the_known_options_are_tyros(kind: Any, capsys: pytest.CaptureFixture[st
     with pytest.raises(SystemExit) as end:
         parse(kind, "overnight verb", ["--help"], default)
     assert end.value.code == 0
-    heads = re.findall(r"^[│ ]+(--[a-z].*?)(?:  |│|$)", capsys.readouterr().out, flags=re.MULTILINE)
+    heads = re.findall(
+        r"^[│ ]+((?:-[a-z], )?--[a-z].*?)(?:  |│|$)", capsys.readouterr().out, flags=re.MULTILINE
+    )
     shown = {word for head in heads for word in re.findall(r"--[\w.-]+", head)}
     assert shown == set(option_names(kind))
 

@@ -116,19 +116,23 @@ def test_on_a_terminal_ctrl_c_ends_a_text_and_ctrl_d_the_conversation(run: Path)
     os.close(theirs)
     seen = b""
 
-    def wait_for(ready: Callable[[], bool]) -> None:
+    def wait_for(ready: Callable[[], bool], sign: signal.Signals | None = None) -> None:
+        """Read on; with a signal, sent again each second, as a person would."""
         nonlocal seen
-        end = time.monotonic() + 60
+        end, again = time.monotonic() + 60, 0.0
         while not ready():
-            assert time.monotonic() < end, seen[-500:]
+            now = time.monotonic()
+            assert now < end, seen[-500:]
+            if sign and now > again:
+                process.send_signal(sign)
+                again = now + 1
             seen += os.read(ours, 65536)
 
     try:
         wait_for(lambda: b"> " in seen)
         os.write(ours, b"the\n")
         wait_for(lambda: len(seen) > 5000)
-        process.send_signal(signal.SIGINT)
-        wait_for(lambda: seen.endswith(b"> "))
+        wait_for(lambda: seen.endswith(b"> "), signal.SIGINT)
         assert process.poll() is None
         os.write(ours, b"\x04")
         assert process.wait(timeout=30) == 0
