@@ -4,7 +4,7 @@ import contextlib
 import io
 import re
 from dataclasses import fields, is_dataclass
-from typing import Any, TypeVar, get_args, get_type_hints
+from typing import Annotated, Any, TypeVar, get_args, get_origin, get_type_hints
 
 import tyro
 
@@ -45,6 +45,7 @@ def option_names(kind: Any, prefix: str = "") -> list[str]:
         hint, name = hints[one.name], one.name.replace("_", "-")
         if POSITIONAL in get_args(hint):
             continue
+        hint = getattr(hint, "__origin__", hint) if get_origin(hint) is Annotated else hint
         if is_dataclass(hint):
             names += option_names(hint, f"{prefix}{name}.")
         else:
