@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from io import TextIOWrapper
 
-from overnight.errors import DONE, INTERRUPTED, SAVED, Preempted, UserError, near
+from overnight.errors import DONE, FAILURE, INTERRUPTED, SAVED, Preempted, UserError, near
 
 VERBS = {
     "prepare": ("SOURCE", "documents -> tokens -> shards in data/NAME/"),
@@ -53,6 +53,14 @@ def run(arguments: Sequence[str]) -> int:
     except BrokenPipeError:  # `overnight sample ... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return DONE
+    except OSError as error:
+        from overnight.files import disk_problem, is_full
+
+        if not is_full(error):
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # `overnight report ... > file`
+        print(f"overnight: {disk_problem(error)}: not all of this could be written.", file=sys.stderr)
+        return FAILURE
 
 
 def dispatch(arguments: list[str]) -> int:

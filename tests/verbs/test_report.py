@@ -139,3 +139,13 @@ def test_json_is_json_whatever_the_terminal_is(run: Path) -> None:
 
 def test_the_same_run_twice_is_one(cli: Cli, run: Path) -> None:
     assert len(json.loads(cli("report", "x", "runs/x", "--json").out)["runs"]) == 1
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a device that is always full")
+@pytest.mark.parametrize("how", ["", "--json", "--markdown", "--terminal"])
+def test_an_output_that_has_no_room_is_told_in_a_line(run: Path, how: str) -> None:
+    command = [sys.executable, "-m", "overnight", "report", "x", *how.split()]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr == "overnight: the disk is full: not all of this could be written.\n"
