@@ -13,7 +13,9 @@ from overnight.config import Config, ModelConfig, OptimConfig
 from overnight.data.batches import Batches
 from overnight.data.shards import Tokens
 from overnight.evals.loss import validation
+from overnight.generate import generate
 from overnight.models.gpt2 import GPT
+from overnight.slots import Slots, Text
 from overnight.step import Engine
 from overnight.world import World
 
@@ -111,3 +113,20 @@ def test_attention_is_the_chosen_kernels(here: World) -> None:
     sign = {"cudnn": "cudnn", "flash": "flash", "efficient": "fmha", "FA3": "flash", "FA4": "flash"}
     assert engine.kernel is not None
     assert any(sign[engine.kernel] in name.lower() for name in names), (engine.kernel, names)
+
+
+@torch.no_grad()
+def test_texts_that_come_and_go_are_those_written_alone(here: World) -> None:
+    """On the device too, where their noise is drawn; the second joins while the first is being written."""
+    model = GPT(MODEL, 500).init_weights(1).to(here.device).eval()
+    sampling, slots = decode.Sampling(1.0, top_k=20), Slots(model, 2, 500)
+    texts = [Text([1, 2, 3], sampling, 5), Text([7] * 40, sampling, 6)]
+    written: list[list[int]] = [[], []]
+    for step in range(150):  # beyond the end of the first one's positions
+        if step in (0, 20):
+            written[len(slots.texts)] += [slots.join([texts[len(slots.texts)]])[0].token]
+        for tokens, drawn in zip(written, slots.step(), strict=False):
+            tokens.append(drawn.token)
+    for prompt, seed, tokens in (([1, 2, 3], 5, written[0]), ([7] * 40, 6, written[1])):
+        alone = generate(model, [torch.tensor(prompt, device=here.device)], len(tokens), sampling, seed, 500)
+        assert tokens == [token for [token] in alone]
