@@ -112,7 +112,11 @@ def test_on_a_terminal_ctrl_c_ends_a_text_and_ctrl_d_the_conversation(run: Path)
         "--length",
         "1000000",
     ]
-    process = subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True)
+    # A shell that runs the tests in the background may have SIGINT ignored, and children inherit that.
+    process = subprocess.Popen(
+        command, stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )  # fmt: skip
     os.close(theirs)
     seen = b""
 
