@@ -1,5 +1,7 @@
 """The verdict says what can be said, word by word, and nothing where nothing can."""
 
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import timedelta
@@ -85,6 +87,25 @@ def test_a_run_that_fell_silent_is_told_from_one_that_trains(place: Path) -> Non
     assert (tone, text.split(":")[0]) == ("bad", "Ended without a word after 1 of 19,073 steps")
     with lock.Lock(place):  # by this process, whose own look would not see it
         assert facts.open_run(str(place)).state(night.clock + timedelta(seconds=3600)) == "silent"
+
+
+def test_a_process_that_holds_the_run_trains_and_one_that_was_killed_does_not(place: Path) -> None:
+    """However long ago, or however lately, the last record was."""
+    night = Night()
+    night.event(0, "start", world={"size": 8})
+    night.train(1)
+    make_run(place, lecture(place), night)
+    code = f"from pathlib import Path; from overnight.lock import Lock; a = Lock(Path({str(place)!r})); a.take(); "
+    code += "input('held')"
+    holder = subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert holder.stdout
+    assert holder.stdout.read(4) == "held"
+    assert facts.open_run(str(place)).state(night.clock + timedelta(hours=9)) == "training"
+    holder.kill()
+    holder.wait()
+    assert facts.open_run(str(place)).state(night.clock + timedelta(seconds=1)) == "silent"
 
 
 @pytest.mark.parametrize(

@@ -144,9 +144,8 @@ class Run:
         """The `overnight train` that begins such a run from nothing, beside this one."""
         if self.config is None or self.preset not in PRESETS:
             return ""
-        values = {name: now for name, (_, now) in self.changed().items()} | {
-            "run": f"{self.config.run}-again"
-        }
+        values = {name: now for name, (_, now) in self.changed().items()}
+        values["run"] = f"{self.config.run}-again"
         options = [option(name, value) for name, value in values.items()]
         return " ".join(["overnight train", self.preset, *options])
 

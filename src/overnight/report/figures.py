@@ -118,10 +118,10 @@ def loss(compared: Sequence[Run]) -> Figure:
                 others = np.where(same, np.nan, val["loss"])
                 mark = curve(val, others, f"{own}validation, all tokens", at_val, mode="markers")
                 traces.append(mark | {"marker": {"color": at_val, "size": 9, "symbol": "diamond"}})
-    corpora = {reference.corpus(run.data.manifest) for run in compared if run.data} - {None}
-    for corpus in sorted(name for name in corpora if name):
-        traces += [published(one, compared) for one in reference.CURVES if one.corpus == corpus]
-    levels = [level for corpus in corpora for level in reference.LOSSES.get(corpus or "", ())]
+    known = {reference.corpus(run.data.manifest) for run in compared if run.data}
+    corpora = sorted(corpus for corpus in known if corpus)
+    traces += [published(one, compared) for one in reference.CURVES if one.corpus in corpora]
+    levels = [level for corpus in corpora for level in reference.LOSSES.get(corpus, ())]
     top = first_view(compared)
     layout = base(levels, {"range": top} if top and traces else {})
     strip = list(marks(compared)) if traces else []

@@ -87,9 +87,6 @@ class History:
     samples: list[Record] = field(default_factory=list)
     events: list[Record] = field(default_factory=list)
     sessions: list[Session] = field(default_factory=list)
-    step: int = 0
-    tokens: int = 0
-    """Of the newest train record."""
     _offset: int = 0
     _tail: bytes = b""
 
@@ -124,7 +121,6 @@ class History:
         match record["kind"]:
             case "train":
                 self.train.append(record, hours)
-                self.step, self.tokens = record["step"], record["tokens"]
             case "val":
                 self.val.append(record, hours)
             case "hellaswag":
@@ -151,6 +147,16 @@ class History:
         return self.hours
 
     @property
+    def step(self) -> int:
+        """Updates done."""
+        return int(self.train.last("step")) if len(self.train) else 0
+
+    @property
+    def tokens(self) -> int:
+        """Trained on so far."""
+        return int(self.train.last("tokens")) if len(self.train) else 0
+
+    @property
     def hours(self) -> float:
         """Trained so far."""
         return self.sessions[-1].hours_before + self.sessions[-1].hours if self.sessions else 0.0
@@ -170,9 +176,8 @@ class History:
 
     def count(self, name: str) -> int:
         """How often something happened. Steps that a resume takes again tell again what happened in them."""
-        return len(
-            {(event["step"], name == "resume" and event["hours"]) for event in self.events_named(name)}
-        )
+        happened = self.events_named(name)
+        return len(happened) if name == "resume" else len({event["step"] for event in happened})
 
 
 def ranks_of(detail: dict[str, Any]) -> int:

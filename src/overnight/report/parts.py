@@ -32,7 +32,6 @@ def sections(compared: Sequence[Run], costs: Costs | None = None) -> dict[str, S
     if len(compared) > 1:
         parts["comparison"] = ("Side by side", comparison(found))
         parts["differences"] = ("What differs", differing(compared))
-    each = [(run, one) for run, one in zip(compared, found, strict=True)]
     parts["samples"] = ("Samples", named(compared, [samples(run) for run in compared]))
     parts["particulars"] = (
         "What was trained", named(compared, [table(particulars(one)) for one in found])
@@ -40,7 +39,7 @@ def sections(compared: Sequence[Run], costs: Costs | None = None) -> dict[str, S
     parts["events"] = ("Events", named(compared, [events(run) for run in compared]))
     parts["validations"] = ("Validations", named(compared, [validations(run) for run in compared]))
     parts["config"] = ("Config", named(compared, [config(run) for run in compared]))
-    parts["again"] = ("Run it again", named(compared, [again(run, one) for run, one in each]))
+    parts["again"] = ("Run it again", named(compared, [again(run) for run in compared]))
     return parts
 
 
@@ -199,11 +198,11 @@ def config(run: Run) -> str:
     return f"{named}<details><summary>All fields</summary><table><tbody>{body}</tbody></table></details>"
 
 
-def again(run: Run, found: dict[str, Any]) -> str:
+def again(run: Run) -> str:
     """The commands that make such a run anew."""
     if not run.command() or not run.config:
         return ""
-    commit = str((found["environment"] or {}).get("git") or "")
+    commit = str(run.environment.get("git") or "")
     lines = [shlex.join(["git", "checkout", commit.removesuffix("-dirty")])] if commit else []
     if commit.endswith("-dirty"):
         lines[0] += "    # its files were changed when the run began"

@@ -143,11 +143,9 @@ def validations(run: Run) -> list[str]:
 
 def rows(head: Sequence[str], body: Sequence[Sequence[Any]]) -> list[str]:
     """A table."""
-    lines = [head, ["---"] * len(head), *body]
-    return [
-        "| " + " | ".join(escaped(str(cell)) if cell != "---" else cell for cell in line) + " |"
-        for line in lines
-    ]
+    lines = [[escaped(str(cell)) for cell in line] for line in (head, *body)]
+    lines.insert(1, ["---"] * len(head))
+    return [f"| {' | '.join(line)} |" for line in lines]
 
 
 def escaped(text: str) -> str:

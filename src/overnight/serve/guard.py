@@ -23,6 +23,9 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Message, Receive, Send], Awaitable[None]]
 
+LARGEST_BODY = 262_144  # bytes
+BODY_WITHIN = 10.0  # seconds
+MOST_REQUESTS = 256  # being answered at a time
 COOKIE = "overnight_token"
 LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
 POLICY = (
@@ -49,12 +52,6 @@ class Guard:
     stopping: asyncio.Event
     hosts: frozenset[str] = frozenset()
     token: str = ""
-    largest_body: int = 262_144
-    """Bytes."""
-    body_seconds: float = 10.0
-    """For a body to arrive."""
-    most_requests: int = 256
-    """Being answered at a time."""
     open: int = field(default=0, init=False)
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
@@ -96,7 +93,7 @@ class Guard:
                 raise Refusal(415, "Send JSON, and say so: Content-Type: application/json.")
         if self.token and not self.knows(scope, headers):
             raise Refusal(401, "A token is needed: Authorization: Bearer TOKEN.", code="invalid_api_key")
-        if self.open > self.most_requests:
+        if self.open > MOST_REQUESTS:
             raise Refusal(503, "Too many requests at a time: try again.", code="overloaded")
 
     def knows(self, scope: Message, headers: Headers) -> bool:
@@ -123,19 +120,19 @@ class Guard:
 
     async def body(self, scope: Message, receive: Receive) -> bytes:
         """The whole body, if it is not too large and does not take too long."""
-        too_large = Refusal(413, f"The body is larger than {self.largest_body:,} bytes.", code="too_large")
+        too_large = Refusal(413, f"The body is larger than {LARGEST_BODY:,} bytes.", code="too_large")
         length = Headers(scope=scope).get("content-length", "0")
-        if not length.isdecimal() or int(length[:18]) > self.largest_body:
+        if not length.isdecimal() or int(length[:18]) > LARGEST_BODY:
             raise too_large
         parts = bytearray()
         try:
-            async with asyncio.timeout(self.body_seconds):
+            async with asyncio.timeout(BODY_WITHIN):
                 while True:
                     message = await receive()
                     if message["type"] == "http.disconnect":
                         return b""
                     parts += message.get("body", b"")
-                    if len(parts) > self.largest_body:
+                    if len(parts) > LARGEST_BODY:
                         raise too_large
                     if not message.get("more_body"):
                         return bytes(parts)
