@@ -95,10 +95,10 @@ def test_a_process_that_holds_the_run_trains_and_one_that_was_killed_does_not(pl
     night.event(0, "start", world={"size": 8})
     night.train(1)
     make_run(place, lecture(place), night)
-    code = f"from pathlib import Path; from overnight.lock import Lock; a = Lock(Path({str(place)!r})); a.take(); "
-    code += "input('held')"
+    code = "import sys; from pathlib import Path; from overnight.lock import Lock; "
+    code += "lock = Lock(Path(sys.argv[1])); lock.take(); input('held')"
     holder = subprocess.Popen(
-        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", code, str(place)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
     assert holder.stdout
     assert holder.stdout.read(4) == "held"
