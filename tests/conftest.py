@@ -25,6 +25,11 @@ TINY = (
     "--device cpu --model.n-layer 1 --model.n-head 2 --model.n-embd 16 --model.block-size 16 "
     "--batch-tokens 64 --steps 4 --optim.warmup-steps 1 --sample.length 8"
 ).split()
+# Turns a preset of GPT-2's into one of the modern recipe.
+MODERN = (
+    "--model.architecture modern --model.activation relu2 --model.no-bias --optim.algorithm muon "
+    "--optim.lr 0.02 --optim.min-lr 0 --optim.schedule trapezoid --optim.momentum-steps 5"
+).split()
 WORDS = "the night is long and the model learns one word after another until morning".split()
 
 

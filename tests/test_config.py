@@ -28,6 +28,7 @@ from overnight.verbs.sample import Sample
 
 SOURCES = Path(overnight.__file__).parent
 NAN, INF = math.nan, math.inf
+MODERN = {"model.architecture": "modern", "model.bias": False, "model.activation": "relu2"}
 SMALL = ModelConfig(n_layer=1, n_head=2, n_embd=16, block_size=16)
 
 
@@ -50,8 +51,9 @@ def refusal(**changes: Any) -> str:
 AT_LEAST = {
     "steps": 1, "batch_tokens": 1, "micro_batch": 1, "processes": 1, "val_tokens": 1, "keep": 1, "seed": 0,
     "eval_every": 0, "save_every": 0, "sample_every": 0, "max_minutes": 0, "model.n_layer": 1,
-    "model.n_head": 1, "model.n_embd": 1, "model.block_size": 1, "model.vocab_size": 1, "optim.min_lr": 0,
-    "optim.warmup_steps": 0, "optim.weight_decay": 0, "optim.grad_clip": 0, "optim.ramp_tokens": 0,
+    "model.n_head": 0, "model.n_embd": 0, "model.block_size": 1, "model.vocab_size": 1, "optim.min_lr": 0,
+    "optim.momentum_steps": 0, "optim.warmup_steps": 0, "optim.weight_decay": 0, "optim.grad_clip": 0,
+    "optim.ramp_tokens": 0,
     "sample.count": 1, "sample.length": 1,
 }  # fmt: skip
 
@@ -85,6 +87,30 @@ def test_what_is_not_finite_is_refused(name: str, value: float) -> None:
         ({"optim.eps": 0.0}, "optim.eps is 0.0: give a number above 0."),
         ({"optim.betas": (0.9, 1.0)}, "optim.betas are 0.9 and 1.0: give two from 0 to less than 1."),
         ({"optim.betas": (-0.1, 0.9)}, "optim.betas are -0.1 and 0.9: give two from 0 to less than 1."),
+        ({"optim.decay": 0.0}, "optim.decay is 0.0: give more than 0, at most 1."),
+        ({"optim.momentum": 1.0}, "optim.momentum is 1.0: give 0 or more, less than 1."),
+        ({"optim.embedding_lr": 0.0}, "optim.embedding-lr is 0.0: give a number above 0."),
+        (
+            {"optim.min_lr": 1.0, "optim.schedule": "trapezoid"},
+            "optim.min-lr 1.0 is above optim.lr 0.0006: give at most that.",
+        ),
+        (
+            {"model.activation": "relu2"},
+            "model.activation relu2 is for model.architecture modern: give gelu_tanh or gelu.",
+        ),
+        (
+            {"model.architecture": "modern"},
+            "model.architecture modern has no biases, no dropout, and ReLU squared: give --model.no-bias "
+            "--model.dropout 0 --model.activation relu2.",
+        ),
+        (
+            MODERN | {"model.n_embd": 12, "model.n_head": 4},
+            "heads of 3 cannot be turned in pairs: give another model.n-head.",
+        ),
+        (
+            {"model.n_embd": 0, "model.n_layer": 4, "model.n_head": 3},
+            "model.n-head 3 does not divide model.n-embd 256: give one of 1, 2, 4, 8, 16, 32, 64.",
+        ),
         ({"optim.min_lr": 1.0}, "optim.min-lr 1.0 is above optim.lr 0.0006: give at most that."),
         (
             {"batch_tokens": 1000},
@@ -122,12 +148,24 @@ def test_what_does_not_fit_is_refused_word_by_word(changes: dict[str, Any], word
         {"optim.min_lr": 1.0, "optim.schedule": "constant"}, {"optim.min_lr": 6e-4}, {"optim.grad_clip": 0.0},
         {"eval_every": 0, "save_every": 0, "sample_every": 0}, {"micro_batch": 64}, {"processes": 64},
         {"seed": 0}, {"batch_tokens": 16}, {"model.n_embd": 1, "model.n_head": 1},
-        {"optim.warmup_steps": 10**6},
+        {"optim.warmup_steps": 10**6}, MODERN, {"model.n_embd": 0, "model.n_head": 0}, {"optim.decay": 1.0},
+        {"optim.momentum": 0.0, "optim.momentum_steps": 0},
     ],
     ids=str,
 )  # fmt: skip
 def test_the_borders_are_allowed(changes: dict[str, Any]) -> None:
     build(**changes)
+
+
+@pytest.mark.parametrize(
+    ("depth", "width", "heads"), [(1, 128, 1), (2, 128, 1), (3, 256, 2), (12, 768, 6), (20, 1280, 10)]
+)
+def test_depth_is_a_models_one_dial(depth: int, width: int, heads: int) -> None:
+    sized = ModelConfig(depth, n_head=0, n_embd=0).sized()
+    assert (sized.n_layer, sized.n_embd, sized.n_head) == (depth, width, heads)
+    assert sized.sized() is not None
+    assert ModelConfig(depth, n_head=0, n_embd=64).sized().n_head == 1
+    assert ModelConfig(depth, n_head=3, n_embd=96).sized() == ModelConfig(depth, n_head=3, n_embd=96)
 
 
 @given(st.integers(1, 10_000), st.integers(1, 40), st.integers(1, 8))

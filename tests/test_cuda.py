@@ -14,7 +14,7 @@ from overnight.data.batches import Batches
 from overnight.data.shards import Tokens
 from overnight.evals.loss import validation
 from overnight.generate import generate
-from overnight.models.gpt2 import GPT
+from overnight.models.networks import build
 from overnight.slots import Slots, Text
 from overnight.step import Engine
 from overnight.world import World
@@ -26,6 +26,11 @@ CONFIG = Config(
     data="", run="", steps=100, batch_tokens=4 * 128, micro_batch=2, device="cuda", precision="bf16",
     compile="off", model=MODEL, optim=OptimConfig(warmup_steps=0),
 )  # fmt: skip
+MODERN = replace(
+    CONFIG,
+    model=replace(MODEL, architecture="modern", bias=False, activation="relu2"),
+    optim=OptimConfig(algorithm="muon", lr=0.02, min_lr=0.0, warmup_steps=0, schedule="trapezoid"),
+)
 TOKENS = Tokens([np.random.default_rng(1).integers(0, 500, 20_000)])
 
 
@@ -40,7 +45,7 @@ def fail(line: str) -> None:
 
 def engine_of(config: Config, world: World) -> Engine:
     batches = Batches(TOKENS, 128, config.sequences, seed=1)
-    return Engine(GPT(config.model, 500).init_weights(1), config, batches, world, fail)
+    return Engine(build(config.model, 500).init_weights(1), config, batches, world, fail)
 
 
 def losses(config: Config, world: World, steps: int = 5) -> list[float]:
@@ -55,9 +60,12 @@ def no_synchronisation() -> Iterator[None]:
     torch.cuda.set_sync_debug_mode("default")
 
 
+@pytest.mark.parametrize("config", [CONFIG, MODERN], ids=["gpt2", "modern"])
 @pytest.mark.parametrize("compiled", ["off", "on"])
-def test_the_host_does_not_wait_inside_a_step(compiled: str, here: World, no_synchronisation: None) -> None:
-    with closing(engine_of(replace(CONFIG, compile=compiled), here)) as engine:
+def test_the_host_does_not_wait_inside_a_step(
+    compiled: str, config: Config, here: World, no_synchronisation: None
+) -> None:
+    with closing(engine_of(replace(config, compile=compiled), here)) as engine:
         for step in (1, 2):  # libraries set themselves up
             engine.update(step)
         torch.cuda.set_sync_debug_mode("error")
@@ -66,10 +74,18 @@ def test_the_host_does_not_wait_inside_a_step(compiled: str, here: World, no_syn
     assert torch.isfinite(torch.stack(found)).all()
 
 
-def test_the_gpu_trains_as_the_cpu_does(here: World) -> None:
-    config = replace(CONFIG, precision="fp32")
+@pytest.mark.parametrize(("config", "near"), [(CONFIG, 1e-4), (MODERN, 2e-2)], ids=["gpt2", "modern"])
+def test_the_gpu_trains_as_the_cpu_does(config: Config, near: float, here: World) -> None:
+    """But for Muon's products, which are bf16 there."""
+    config = replace(config, precision="fp32")
     cpu = losses(replace(config, device="cpu"), World(torch.device("cpu")))
-    assert losses(config, here) == pytest.approx(cpu, abs=1e-4)
+    assert losses(config, here) == pytest.approx(cpu, abs=near)
+
+
+@pytest.mark.parametrize("residual", ["low", "fp32"])
+def test_the_modern_network_in_bf16_is_near_that_in_fp32(residual: str, here: World) -> None:
+    config = replace(MODERN, model=replace(MODERN.model, residual=residual))
+    assert losses(config, here) == pytest.approx(losses(replace(config, precision="fp32"), here), abs=5e-2)
 
 
 @pytest.mark.parametrize("rung", ladder.RUNGS, ids=lambda rung: rung.pattern)
@@ -83,7 +99,7 @@ def test_every_rung_computes_the_same_training(rung: ladder.Rung, here: World) -
 
 
 def test_a_captured_step_writes_what_an_eager_one_does(here: World) -> None:
-    model = GPT(MODEL, 500).init_weights(1).to(here.device).eval()
+    model = build(MODEL, 500).init_weights(1).to(here.device).eval()
     prompts = [torch.arange(5, device=here.device), torch.arange(9, device=here.device)]
     written = []
     for static in (True, False):
@@ -96,7 +112,7 @@ def test_a_captured_step_writes_what_an_eager_one_does(here: World) -> None:
 
 
 def test_validation_is_that_of_the_cpu(here: World) -> None:
-    model = GPT(MODEL, 500).init_weights(1)
+    model = build(MODEL, 500).init_weights(1)
     lengths = np.ones(512, dtype=np.int64)
     cpu = World(torch.device("cpu"))
     expected = dict(validation(model, TOKENS, lengths, 128, None, cpu, nullcontext))
@@ -118,7 +134,7 @@ def test_attention_is_the_chosen_kernels(here: World) -> None:
 @torch.no_grad()
 def test_texts_that_come_and_go_are_those_written_alone(here: World) -> None:
     """On the device too, where their noise is drawn; the second joins while the first is being written."""
-    model = GPT(MODEL, 500).init_weights(1).to(here.device).eval()
+    model = build(MODEL, 500).init_weights(1).to(here.device).eval()
     sampling, slots = decode.Sampling(1.0, top_k=20), Slots(model, 2, 500)
     texts = [Text([1, 2, 3], sampling, 5), Text([7] * 40, sampling, 6)]
     written: list[list[int]] = [[], []]

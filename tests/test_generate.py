@@ -1,6 +1,7 @@
 """Sampling: what is drawn, that the cache changes nothing, and that no id is outside the vocabulary."""
 
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,28 +13,35 @@ from overnight.decode import NOT_A_NUMBER, Decoder, Sampling, draw
 from overnight.errors import Failure
 from overnight.generate import continuations, generate, stream, texts
 from overnight.models.gpt2 import GPT
+from overnight.models.networks import Network, build
 from overnight.packing import packed
 
 CONFIG = ModelConfig(n_layer=2, n_head=2, n_embd=16, block_size=12, vocab_size=64)
 GREEDY = Sampling(temperature=0)
 
 
-@pytest.fixture(scope="module")
-def model() -> GPT:
+@pytest.fixture(scope="module", params=["gpt2", "modern"])
+def model(request: pytest.FixtureRequest) -> Network:
     """Confident enough to have opinions; 40 ids of 64 rows."""
-    model = GPT(CONFIG, 40).init_weights(seed=1)
+    modern = {"architecture": "modern", "bias": False, "activation": "relu2"}
+    model = build(replace(CONFIG, **modern) if request.param == "modern" else CONFIG, 40)
+    model.init_weights(seed=1)
+    draw = torch.Generator().manual_seed(2)
     with torch.no_grad():
         for parameter in model.parameters():
-            parameter.mul_(12 if parameter.dim() == 2 else 1)
+            if request.param == "modern":  # much of which begins at 0
+                parameter.copy_(0.3 * torch.randn(parameter.shape, generator=draw))
+            else:
+                parameter.mul_(12 if parameter.dim() == 2 else 1)
     return model.eval()
 
 
-def without_cache(model: GPT, window: torch.Tensor) -> torch.Tensor:
+def without_cache(model: Network, window: torch.Tensor) -> torch.Tensor:
     return model.logits(model.hidden(window)[:, -1])[:, : model.n_tokens]
 
 
 @pytest.mark.parametrize("prompt_length", [1, 5, 12, 30])
-def test_generation_equals_the_full_forward_pass(model: GPT, prompt_length: int) -> None:
+def test_generation_equals_the_full_forward_pass(model: Network, prompt_length: int) -> None:
     """Greedy tokens are the full pass's best over the window in use, far beyond the block size. When the
     positions are used up, the window is the second half of the context."""
     prompt = torch.randint(0, 40, (3, prompt_length), generator=torch.Generator().manual_seed(2))
@@ -48,7 +56,9 @@ def test_generation_equals_the_full_forward_pass(model: GPT, prompt_length: int)
         window, used = torch.cat([window, drawn[:, None]], dim=1), used + 1
 
 
-def test_drawn_logits_equal_the_full_pass_within_1e_4(model: GPT, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_drawn_logits_equal_the_full_pass_within_1e_4(
+    model: Network, monkeypatch: pytest.MonkeyPatch
+) -> None:
     seen = []
 
     def spy(logits: torch.Tensor, *rest: object) -> torch.Tensor:
@@ -64,7 +74,7 @@ def test_drawn_logits_equal_the_full_pass_within_1e_4(model: GPT, monkeypatch: p
     assert len(seen) == 8
 
 
-def test_the_seed_decides(model: GPT) -> None:
+def test_the_seed_decides(model: Network) -> None:
     prompt = torch.zeros(2, 1, dtype=torch.long)
 
     def run(seed: int) -> list:
@@ -91,7 +101,7 @@ def prompts_of(lengths: list[int]) -> list[torch.Tensor]:
     return [torch.randint(0, 40, (length,), generator=generator) for length in lengths]
 
 
-def test_prompts_of_many_lengths_go_on_as_each_would_alone(model: GPT) -> None:
+def test_prompts_of_many_lengths_go_on_as_each_would_alone(model: Network) -> None:
     """Far beyond the block size, where each of them starts anew at a time of its own."""
     prompts = prompts_of(LENGTHS)
     together = list(generate(model, prompts, 40, GREEDY, seed=1))
@@ -102,7 +112,7 @@ def test_prompts_of_many_lengths_go_on_as_each_would_alone(model: GPT) -> None:
 
 @pytest.mark.parametrize("lengths", [[4], [5, 5], LENGTHS], ids=str)
 @pytest.mark.parametrize("sampling", [GREEDY, Sampling(top_k=10)], ids=["greedy", "drawn"])
-def test_steps_of_one_shape_draw_the_same(model: GPT, lengths: list[int], sampling: Sampling) -> None:
+def test_steps_of_one_shape_draw_the_same(model: Network, lengths: list[int], sampling: Sampling) -> None:
     """What a GPU launches as a captured graph, here without the capture."""
 
     def run(static: bool) -> list[list[int]]:
@@ -113,7 +123,7 @@ def test_steps_of_one_shape_draw_the_same(model: GPT, lengths: list[int], sampli
     assert run(static=True) == run(static=False)
 
 
-def test_a_static_step_makes_the_same_shapes_each_time(model: GPT) -> None:
+def test_a_static_step_makes_the_same_shapes_each_time(model: Network) -> None:
     shapes = []
 
     class Shapes(torch.utils._python_dispatch.TorchDispatchMode):
@@ -131,7 +141,7 @@ def test_a_static_step_makes_the_same_shapes_each_time(model: GPT) -> None:
     assert all(one == shapes[0] for one in shapes)
 
 
-def test_what_is_not_a_number_is_said_and_fed_to_nobody(model: GPT) -> None:
+def test_what_is_not_a_number_is_said_and_fed_to_nobody(model: Network) -> None:
     logits = torch.tensor([[0.0, 1.0], [0.0, torch.nan], [torch.inf, 0.0], [-torch.inf, -torch.inf]])
     for sampling in (GREEDY, Sampling()):
         drawn = draw(logits, sampling, torch.ones(4, 2)).tolist()
@@ -198,7 +208,7 @@ def test_endoftext_ends_a_text() -> None:
     assert list(continuations(model, tokenizer, ["A"], 20, GREEDY, seed=1)) == [[b], [c]]
 
 
-def test_a_stream_is_the_text(model: GPT) -> None:
+def test_a_stream_is_the_text(model: Network) -> None:
     tokenizer = train_bpe(iter(["naïve café 你好 " * 20]), 300)
     big = GPT(ModelConfig(1, 2, 16, 12, vocab_size=tokenizer.vocab_size), tokenizer.vocab_size)
     big.init_weights(seed=5)
@@ -232,7 +242,7 @@ def test_packed_weights_change_nothing_but_rounding(
     assert "logits" not in vars(model)
 
 
-def test_in_low_precision_weights_are_cast_once(model: GPT) -> None:
+def test_in_low_precision_weights_are_cast_once(model: Network) -> None:
     ids = torch.randint(0, 40, (2, 5), generator=torch.Generator().manual_seed(3))
     with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
         cast_each_time = model.logits(model.hidden(ids))

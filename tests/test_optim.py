@@ -12,7 +12,8 @@ from torch import nn
 
 from overnight.config import ModelConfig, OptimConfig
 from overnight.models.gpt2 import GPT
-from overnight.optim import adamw, learning_rate, parameter_groups
+from overnight.optim import adamw, learning_rate, momentum, parameter_groups
+from overnight.presets import PRESETS
 
 CPU = torch.device("cpu")
 COSINE = OptimConfig(lr=1.0, min_lr=0.2, warmup_steps=4)
@@ -35,9 +36,40 @@ def test_a_constant_schedule_stays_level_behind_its_warm_up(step: int, expected:
     assert learning_rate(step, 12, dataclasses.replace(COSINE, schedule="constant")) == expected
 
 
+@pytest.mark.parametrize(
+    ("schedule", "expected"),
+    [
+        ("linear", {0: 0.25, 3: 1.0, 4: 1.0, 6: 0.8, 8: 0.6, 12: 0.2, 99: 0.2}),
+        # Half of 12 steps go down: level until 6 is done, then a sixth less at a time.
+        ("trapezoid", {0: 0.25, 3: 1.0, 4: 1.0, 6: 1.0, 8: 0.2 + 0.8 * 4 / 6, 12: 0.2, 99: 0.2}),
+    ],
+)
+def test_straight_lines_by_hand(schedule: str, expected: dict[int, float]) -> None:
+    config = dataclasses.replace(COSINE, schedule=schedule, decay=0.5)
+    for step, rate in expected.items():
+        assert learning_rate(step, 12, config) == pytest.approx(rate, rel=1e-12), step
+
+
+def test_the_speedruns_schedule() -> None:
+    """No warm-up, level for 30% of 3,250 steps, a line to 0 over the rest."""
+    config, steps = PRESETS["modern-124m"]().optim, 3250
+    assert [learning_rate(step, steps, config) for step in (0, 500, 975)] == [0.025] * 3
+    assert learning_rate(975 + 2275 // 5, steps, config) == pytest.approx(0.025 * 0.8)
+    assert learning_rate(3249, steps, config) == pytest.approx(0.025 / 2275)
+    assert learning_rate(3250, steps, config) == 0
+
+
+def test_momentum_rises_in_a_line() -> None:
+    config = OptimConfig(momentum=0.95, momentum_steps=10)
+    assert [momentum(step, config) for step in (0, 5, 10, 500)] == pytest.approx([0.85, 0.9, 0.95, 0.95])
+    assert momentum(0, dataclasses.replace(config, momentum_steps=0)) == 0.95
+    assert momentum(0, dataclasses.replace(config, momentum=0.5)) == 0.5, "it never begins above its end"
+
+
 @pytest.mark.parametrize(("steps", "warmup"), [(1, 0), (1, 1), (1, 5), (3, 3), (4, 5)])
-def test_runs_shorter_than_their_warm_up_have_a_learning_rate(steps: int, warmup: int) -> None:
-    config = OptimConfig(lr=1.0, min_lr=0.1, warmup_steps=warmup)
+@pytest.mark.parametrize("schedule", ["cosine", "linear", "trapezoid", "constant"])
+def test_runs_shorter_than_their_warm_up_have_a_learning_rate(steps: int, warmup: int, schedule: str) -> None:
+    config = OptimConfig(lr=1.0, min_lr=0.1, warmup_steps=warmup, schedule=schedule)
     assert all(0 < learning_rate(step, steps, config) <= 1 for step in range(steps))
 
 

@@ -2,6 +2,7 @@
 
 import contextlib
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,26 +14,32 @@ from overnight.config import Config, ModelConfig, OptimConfig, TrainConfig
 from overnight.data.batches import Batches
 from overnight.data.manifest import Data
 from overnight.models.gpt2 import GPT
+from overnight.models.networks import Network, build
 from overnight.parallel import CastOnce
 from overnight.step import Engine
 from overnight.world import World, use_precision
 
 MODEL = ModelConfig(n_layer=2, n_head=2, n_embd=32, block_size=16, vocab_size=64)
+MODERN = replace(MODEL, architecture="modern", bias=False, activation="relu2")
 CPU = World(torch.device("cpu"))
 
 
-def config_for(precision: str, cast: str) -> Config:
+def config_for(precision: str, cast: str, model: ModelConfig = MODEL) -> Config:
     """Two micro-batches of three windows a step."""
     return Config(
-        "d", "r", 5, 96, micro_batch=3, precision=precision, compile="off", model=MODEL,
+        "d", "r", 5, 96, micro_batch=3, precision=precision, compile="off", model=model,
         optim=OptimConfig(lr=1e-2, warmup_steps=0), train=TrainConfig(cast=cast),
     )  # fmt: skip
 
 
 def trained(
-    data: Path, precision: str, cast: str, watch: AbstractContextManager | None = None
-) -> tuple[GPT, nn.Module]:
-    config, model = config_for(precision, cast), GPT(MODEL, 60).init_weights(1)
+    data: Path,
+    precision: str,
+    cast: str,
+    watch: AbstractContextManager | None = None,
+    sizes: ModelConfig = MODEL,
+) -> tuple[Network, nn.Module]:
+    config, model = config_for(precision, cast, sizes), build(sizes, 60).init_weights(1)
     batches = Batches(Data(data).split("train"), 16, config.sequences, seed=1)
     with contextlib.closing(Engine(model, config, batches, CPU, print)) as engine, watch or nullcontext():
         for step in (1, 2, 3):
@@ -40,10 +47,13 @@ def trained(
     return model, engine.module
 
 
+@pytest.mark.parametrize("architecture", [MODEL, MODERN], ids=["gpt2", "modern"])
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
-def test_the_same_weights_come_out_bit_for_bit(precision: str, data_folder: Path) -> None:
-    ours, module = trained(data_folder, precision, "step")
-    theirs, plain = trained(data_folder, precision, "product")
+def test_the_same_weights_come_out_bit_for_bit(
+    precision: str, architecture: ModelConfig, data_folder: Path
+) -> None:
+    ours, module = trained(data_folder, precision, "step", sizes=architecture)
+    theirs, plain = trained(data_folder, precision, "product", sizes=architecture)
     assert isinstance(module, CastOnce)
     assert plain is theirs
     for name, weight in ours.named_parameters():
@@ -81,13 +91,15 @@ def test_fp32_and_other_ranks_have_no_copies(monkeypatch: pytest.MonkeyPatch) ->
         assert parallel.spread(model, config_for(precision, "step"), world, autocast, print) is model
 
 
-def test_a_residual_stream_in_bf16_changes_what_flows_and_not_what_comes_out() -> None:
+@pytest.mark.parametrize("architecture", [MODEL, MODERN], ids=["gpt2", "modern"])
+def test_a_residual_stream_in_bf16_changes_what_flows_and_not_what_comes_out(
+    architecture: ModelConfig,
+) -> None:
     seen: dict[str, torch.dtype] = {}
     ids = torch.randint(60, (2, 16), generator=torch.Generator().manual_seed(1))
     losses = []
     for residual in ("low", "fp32"):
-        config = ModelConfig(2, 2, 32, 16, 64, residual=residual)
-        model = GPT(config, 60).init_weights(1)
+        model = build(replace(architecture, residual=residual), 60).init_weights(1)
         model.h[1].register_forward_pre_hook(
             lambda block, inputs, residual=residual: seen.__setitem__(residual, inputs[0].dtype)
         )

@@ -11,9 +11,12 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from overnight import plan
+from overnight.checkpoint import tensors_of
 from overnight.config import Config, ModelConfig, OptimConfig
 from overnight.models import linear
-from overnight.models.gpt2 import GPT
+from overnight.models.networks import build
+from overnight.optim import optimizer
+from overnight.world import World
 
 GPT2 = ModelConfig(vocab_size=50_257)
 
@@ -29,18 +32,23 @@ def test_gpt2s_flops_by_hand(vocab_size: int) -> None:
     assert found == pytest.approx(855e6, abs=1e6)
 
 
-@pytest.mark.parametrize("bias", [True, False])
+MODERN = {"architecture": "modern", "bias": False, "activation": "relu2"}
+KINDS = [{"bias": True}, {"bias": False}, MODERN]
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=["gpt2", "without biases", "modern"])
 @pytest.mark.parametrize("sizes", [(1, 1, 8, 4, 10), (3, 2, 16, 32, 100)])
-def test_parameters_are_counted_as_the_model_has_them(sizes: tuple[int, ...], bias: bool) -> None:
-    config = ModelConfig(*sizes, bias=bias)
-    assert plan.parameters(config) == sum(p.numel() for p in GPT(config, sizes[-1]).parameters())
+def test_parameters_are_counted_as_the_model_has_them(sizes: tuple[int, ...], kind: dict) -> None:
+    config = ModelConfig(*sizes, **kind)
+    assert plan.parameters(config) == sum(p.numel() for p in build(config, sizes[-1]).parameters())
 
 
-def test_the_parts_are_the_models_own() -> None:
-    config = ModelConfig(3, 2, 16, 32, 100)
+@pytest.mark.parametrize("kind", [{}, MODERN], ids=["gpt2", "modern"])
+def test_the_parts_are_the_models_own(kind: dict) -> None:
+    config = ModelConfig(3, 2, 16, 32, 100, **kind)
     parts = plan.parameters_by_part(config)
     found = dict.fromkeys(parts, 0)
-    for name, parameter in GPT(config, 100).named_parameters():
+    for name, parameter in build(config, 100).named_parameters():
         part = next(
             part
             for key, part in {
@@ -49,6 +57,8 @@ def test_the_parts_are_the_models_own() -> None:
                 "attn": "attention",
                 "mlp": "MLP",
                 "ln_": "norms",
+                "skips": "skips",
+                "lm_head": "head",
             }.items()
             if key in name
         )
@@ -56,12 +66,15 @@ def test_the_parts_are_the_models_own() -> None:
     assert found == parts
 
 
+@pytest.mark.parametrize("kind", [{}, MODERN], ids=["gpt2", "modern"])
 @pytest.mark.parametrize("sizes", [(2, 2, 64, 32, 128), (3, 4, 32, 64, 50)])
-def test_flops_are_those_that_torch_counts(sizes: tuple[int, ...], monkeypatch: pytest.MonkeyPatch) -> None:
-    """torch counts matrix products only; 6 N also counts biases and norms, which are few."""
-    config = ModelConfig(*sizes)
+def test_flops_are_those_that_torch_counts(
+    sizes: tuple[int, ...], kind: dict, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """torch counts matrix products only; 6 N also counts biases, norms and skips, which are few."""
+    config = ModelConfig(*sizes, **kind)
     L, _, C, T, V = sizes
-    model = GPT(config, V).init_weights(seed=1)
+    model = build(config, V).init_weights(seed=1)
     ids = torch.zeros(3, T, dtype=torch.long)
     monkeypatch.setattr(
         linear, "_chosen", "mkl"
@@ -72,10 +85,24 @@ def test_flops_are_those_that_torch_counts(sizes: tuple[int, ...], monkeypatch: 
     counted = counter.get_total_flops() / ids.numel()
     matrices = L * 12 * C * C + V * C
     assert counted == 6 * matrices + 12 * L * C * T
-    vectors = plan.parameters(config) - matrices - T * C
+    vectors = plan.parameters(config) - matrices - (V if kind else T) * C  # what is only looked up
     assert plan.flops_per_token(config) == counted + 6 * vectors
     # Counted causally, attention costs half.
     assert plan.flops_per_token(config) - plan.flops_per_token(config, causal=True) == 6 * L * C * T
+
+
+@pytest.mark.parametrize("algorithm", ["adamw", "muon"])
+@pytest.mark.parametrize("kind", [{}, MODERN], ids=["gpt2", "modern"])
+def test_a_checkpoint_is_as_large_as_planned(kind: dict, algorithm: str) -> None:
+    """But for the steps that AdamW counts for each parameter."""
+    model = ModelConfig(3, 2, 16, 32, 100, **kind)
+    network, config = build(model, 100), OptimConfig(algorithm=algorithm)
+    made = optimizer(network, config, World(torch.device("cpu")))
+    for parameter in network.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    made.step()
+    held = [tensor for _, name, tensor in tensors_of(network, made) if not name.endswith(".step")]
+    assert plan.checkpoint_bytes(model, algorithm) == sum(4 * tensor.numel() for tensor in held)
 
 
 def test_a_runs_tokens_are_those_that_it_trains_on() -> None:
@@ -127,14 +154,17 @@ from contextlib import nullcontext
 import torch
 from overnight import checkpoint, machine
 from overnight.config import ModelConfig, OptimConfig
-from overnight.models.gpt2 import GPT
-from overnight.optim import adamw
+from overnight.models.networks import build
+from overnight.optim import optimizer
+from overnight.world import World
 from overnight.step import train_step
 
 machine.keep_memory()
-L, H, C, T, V, B = map(int, sys.argv[1:])
-model = GPT(ModelConfig(L, H, C, T, V), V).init_weights(1)
-optimizer = adamw(model, OptimConfig())
+L, H, C, T, V, B = map(int, sys.argv[2:])
+modern = {"architecture": "modern", "bias": False, "activation": "relu2"}
+kind, algorithm = (modern, "muon") if sys.argv[1] == "modern" else ({}, "adamw")
+model = build(ModelConfig(L, H, C, T, V, **kind), V).init_weights(1)
+optimizer = optimizer(model, OptimConfig(algorithm=algorithm), World(torch.device("cpu")))
 scaler, copies = torch.amp.GradScaler("cpu", enabled=False), []
 for _ in range(3):
     batches = [(torch.randint(V, (B, T)), torch.randint(V, (B, T))) for _ in range(2)]
@@ -150,11 +180,19 @@ else:  # ru_maxrss begins with the size of the process that started this one
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows does not tell a process's peak memory")
 @pytest.mark.parametrize(
-    "sizes", [(6, 6, 384, 256, 66, 32), (2, 4, 128, 64, 50257, 16), (12, 12, 768, 64, 50257, 2)]
-)
-def test_memory_on_a_cpu_is_within_a_quarter_of_what_is_measured(sizes: tuple[int, ...]) -> None:
+    ("sizes", "architecture"),
+    [
+        ((6, 6, 384, 256, 66, 32), "gpt2"), ((2, 4, 128, 64, 50257, 16), "gpt2"),
+        ((12, 12, 768, 64, 50257, 2), "gpt2"), ((6, 3, 384, 256, 66, 32), "modern"),
+        ((12, 6, 768, 64, 50257, 2), "modern"),
+    ],
+)  # fmt: skip
+def test_memory_on_a_cpu_is_within_a_quarter_of_what_is_measured(
+    sizes: tuple[int, ...], architecture: str
+) -> None:
     """Much in activations, much in logits, much in weights: a real process's peak."""
-    command = [sys.executable, "-c", MEASURE, *map(str, sizes)]
+    command = [sys.executable, "-c", MEASURE, architecture, *map(str, sizes)]
     measured = int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
-    predicted = plan.memory_bytes(ModelConfig(*sizes[:5]), sizes[5], "fp32", "cpu")
+    kind = MODERN if architecture == "modern" else {}
+    predicted = plan.memory_bytes(ModelConfig(*sizes[:5], **kind), sizes[5], "fp32", "cpu")
     assert predicted == pytest.approx(measured, rel=0.25)

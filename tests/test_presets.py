@@ -21,11 +21,12 @@ RECIPES = {
     "gpt3-350m": ((24, 16, 1024, 2048), (3e-4, 3e-5, 700), (572_204, 524_288), 355.9),
     "gpt3-760m": ((24, 16, 1536, 2048), (2.5e-4, 2.5e-5, 700), (572_204, 524_288), 760.3),
 }
+MODERN = {"modern-124m"}
 OTHERS = {"quickstart", "shakespeare", "shakespeare-cpu", "finetune-shakespeare"}
 
 
 def test_no_preset_is_missing() -> None:
-    assert set(PRESETS) == OTHERS | set(RECIPES)
+    assert set(PRESETS) == OTHERS | MODERN | set(RECIPES)
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -66,6 +67,22 @@ def test_shakespeare_is_nanogpts(
     lr = 1.5e-3 if name == "shakespeare-cpu" else 1e-3  # why: in the preset's docstring
     assert config.optim == OptimConfig(lr, 1e-4, 100, "cosine", 0.1, (0.9, 0.99), 1e-8, 1.0, 0, True)
     assert (config.steps, config.batch_tokens, config.data) == (steps, batch_tokens, "data/shakespeare")
+
+
+def test_the_modern_recipe_is_the_speedruns() -> None:
+    """modded-nanogpt's track 3; data, batches and evaluations as GPT-2's, so that runs can be compared."""
+    config, gpt2 = PRESETS["modern-124m"](), PRESETS["gpt2-124m"]()
+    assert config.model.sized() == ModelConfig(
+        12, 6, 768, 1024, "auto", bias=False, activation="relu2", architecture="modern"
+    )
+    assert config.optim == OptimConfig(
+        0.025, 0.0, 0, "trapezoid", 0.05, (0.8, 0.95), 1e-10, 0.0, algorithm="muon", decay=0.7,
+        embedding_lr=0.7, head_lr=0.004, scalar_lr=0.015, momentum=0.95, momentum_steps=300,
+    )  # fmt: skip
+    alike = ("data", "batch_tokens", "seed", "eval_every", "val_tokens", "loader", "hellaswag_every")
+    assert all(getattr(config, name) == getattr(gpt2, name) for name in alike)
+    assert config.model.block_size == gpt2.model.block_size
+    assert config.steps * config.batch_tokens == 1_703_936_000
 
 
 def test_finetuning_is_nanogpts() -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from tests.conftest import WORDS
+from tests.conftest import MODERN, WORDS
 from tests.violence import command, events, measured, newest, sabotaged
 
 SMALL = "--device cpu --model.n-layer 2 --model.n-head 2 --model.n-embd 16 --model.block-size 128".split()
@@ -52,6 +52,14 @@ def one(train: Callable[..., None], tmp_path_factory: pytest.TempPathFactory) ->
     return run
 
 
+@pytest.fixture(scope="module")
+def modern(train: Callable[..., None], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same with the modern recipe."""
+    run = tmp_path_factory.mktemp("modern") / "run"
+    train(run, "--steps", 20, *MODERN)
+    return run
+
+
 def assert_agree(run: Path, one: Path) -> None:
     """The same records, within rounding, and the same weights at the end."""
     ours, theirs = measured(run), measured(one)
@@ -79,6 +87,13 @@ WORLDS = {
     "2 shards, 4 micro-steps": ["--processes", 2, "--parallel", "fsdp", "--micro-batch", 1],
     "1 shard": ["--parallel", "fsdp"],
 }
+
+
+@pytest.mark.parametrize("world", ["2 ranks, 2 micro-steps", "2 shards", "4 ranks"])
+def test_the_modern_recipe_agrees_too(world: str, train, modern: Path, tmp_path: Path) -> None:
+    """Ranks orthogonalise a share each of the 8, 2 and 2 matrices of a shape; of 2, two of 4 ranks none."""
+    train(tmp_path / "run", "--steps", 20, *MODERN, *WORLDS[world])
+    assert_agree(tmp_path / "run", modern)
 
 
 @pytest.mark.parametrize("world", WORLDS.values(), ids=WORLDS)

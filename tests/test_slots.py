@@ -1,6 +1,7 @@
 """Texts that come and go are those that `generate` writes one by one."""
 
 import random
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,15 +10,17 @@ from overnight.config import ModelConfig
 from overnight.decode import NOT_A_NUMBER, Sampling
 from overnight.generate import generate
 from overnight.models.gpt2 import GPT
+from overnight.models.networks import Network, build
 from overnight.slots import Slots, Text
 
 N_IDS = 90
 CONFIG = ModelConfig(n_layer=2, n_head=2, n_embd=32, block_size=16, vocab_size=96)
 
 
-@pytest.fixture(scope="module")
-def model() -> GPT:
-    model = GPT(CONFIG, N_IDS).eval()
+@pytest.fixture(scope="module", params=["gpt2", "modern"])
+def model(request: pytest.FixtureRequest) -> Network:
+    modern = {"architecture": "modern", "bias": False, "activation": "relu2"}
+    model = build(replace(CONFIG, **modern) if request.param == "modern" else CONFIG, N_IDS).eval()
     with torch.no_grad():
         generator = torch.Generator().manual_seed(5)
         for parameter in model.parameters():  # larger than at init, so that texts depend on what came before
@@ -25,7 +28,7 @@ def model() -> GPT:
     return model
 
 
-def alone(model: GPT, prompt: list[int], length: int, sampling: Sampling, seed: int) -> list[int]:
+def alone(model: Network, prompt: list[int], length: int, sampling: Sampling, seed: int) -> list[int]:
     rows = generate(model, [torch.tensor(prompt)], length, sampling, seed, N_IDS)
     return [token for [token] in rows]
 
@@ -34,7 +37,7 @@ def alone(model: GPT, prompt: list[int], length: int, sampling: Sampling, seed: 
 @pytest.mark.parametrize(
     "sampling", [Sampling(0), Sampling(1.0), Sampling(0.8, top_k=5), Sampling(top_p=0.7)]
 )
-def test_each_text_is_the_one_written_alone(model: GPT, sampling: Sampling) -> None:
+def test_each_text_is_the_one_written_alone(model: Network, sampling: Sampling) -> None:
     """Whenever it joins, whoever is beside it, beyond the end of its positions, and whoever leaves."""
     draw = random.Random(3)
     slots, waiting, wanted, written = Slots(model, 4, N_IDS), [], {}, {}
@@ -58,7 +61,7 @@ def test_each_text_is_the_one_written_alone(model: GPT, sampling: Sampling) -> N
 
 
 @torch.no_grad()
-def test_samples_of_one_prompt_read_it_once(model: GPT, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_samples_of_one_prompt_read_it_once(model: Network, monkeypatch: pytest.MonkeyPatch) -> None:
     slots, reads = Slots(model, 3, N_IDS), []
     monkeypatch.setattr(slots, "read", lambda *args: reads.append(1) or Slots.read(slots, *args))
     texts = [Text([1, 2, 3], Sampling(), seed) for seed in (1, 2, 3)]
@@ -71,7 +74,7 @@ def test_samples_of_one_prompt_read_it_once(model: GPT, monkeypatch: pytest.Monk
 
 
 @torch.no_grad()
-def test_probabilities_are_the_models(model: GPT) -> None:
+def test_probabilities_are_the_models(model: Network) -> None:
     """As a full forward pass has them, whatever temperature the token was drawn with."""
     slots = Slots(model, 2, N_IDS)
     text = Text([4, 5], Sampling(0.5, top_k=3), 1, alternatives=4)

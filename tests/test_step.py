@@ -1,5 +1,6 @@
 """The update, however it is computed."""
 
+import copy
 from contextlib import nullcontext
 
 import pytest
@@ -8,14 +9,18 @@ import torch
 from overnight.config import ModelConfig, OptimConfig
 from overnight.models.gpt2 import GPT
 from overnight.optim import adamw
+from overnight.optim import optimizer as make_optimizer
 from overnight.step import train_step
+from overnight.world import World
 
 
 @pytest.mark.parametrize("fused", [True, False])
-def test_an_update_that_is_not_finite_does_not_happen(fused: bool) -> None:
+@pytest.mark.parametrize("algorithm", ["adamw", "muon"])
+def test_an_update_that_is_not_finite_does_not_happen(fused: bool, algorithm: str) -> None:
     """With the kernel that looks by itself, and with the one for which the host has to."""
     model = GPT(ModelConfig(1, 2, 16, 8, 20), 20).init_weights(1)
-    optimizer = adamw(model, OptimConfig(fused=fused))
+    config = OptimConfig(lr=1e-2, fused=fused, algorithm=algorithm, embedding_lr=1e-2, scalar_lr=1e-2)
+    optimizer = make_optimizer(model, config, World(torch.device("cpu")))
     scaler = torch.amp.GradScaler("cpu", enabled=False)
     ids = torch.randint(20, (2, 9), generator=torch.Generator().manual_seed(1))
     batch = ids[:, :-1], ids[:, 1:]
@@ -26,10 +31,14 @@ def test_an_update_that_is_not_finite_does_not_happen(fused: bool) -> None:
 
     losses, weights = zip(*(step() for _ in range(3)), strict=True)
     assert losses[0] > losses[1] > losses[2]
-    spoil = model.ln_f.weight.register_hook(lambda grad: grad * torch.nan)
-    _, after = step()
-    spoil.remove()
-    assert all(torch.equal(after[name], weights[-1][name]) for name in after)
+    kept = copy.deepcopy(list(optimizer.state.values()))
+    for spoiled in (model.ln_f.weight, model.h[0].mlp.c_fc.weight):
+        spoil = spoiled.register_hook(lambda grad: grad * torch.nan)
+        _, after = step()
+        spoil.remove()
+        assert all(torch.equal(after[name], weights[-1][name]) for name in after)
+    for before, now in zip(kept, optimizer.state.values(), strict=True):
+        assert all(torch.equal(before[name], now[name]) for name in before)
     assert step()[0] < losses[2]
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from tests.conftest import MODERN
 from tests.violence import assert_same_end, events, measured, newest, wait_for_step
 
 from overnight import cli, evaluator, records, runs, train
@@ -53,6 +54,8 @@ VARIANTS = {
     "sequential": ["--loader.order", "sequential"],
     "fp16": ["--precision", "fp16"],
     "bf16": ["--precision", "bf16"],
+    "modern": MODERN,
+    "modern in bf16, accumulated": [*MODERN, "--precision", "bf16", "--micro-batch", 2],
 }
 
 

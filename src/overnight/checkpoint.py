@@ -232,11 +232,13 @@ def load_optimizer(path: Path, model: nn.Module, optimizer: torch.optim.Optimize
     """Fill an optimizer's state, in memory of its own: results depend, to the bit, on nothing else. Each
     rank keeps its part of what is sharded."""
     parameters = dict(model.named_parameters())
-    shapes = {
-        f"{name}.{key}": shape
-        for name, p in parameters.items()
-        for key, shape in (("step", ()), ("exp_avg", tuple(p.shape)), ("exp_avg_sq", tuple(p.shape)))
-    }
+    by_momentum = {p for group in optimizer.param_groups if "momentum" in group for p in group["params"]}
+    shapes = dict[str, tuple[int, ...]]()
+    for name, p in parameters.items():
+        if p in by_momentum:  # Muon's
+            shapes[f"{name}.momentum_buffer"] = tuple(p.shape)
+        else:  # AdamW's
+            shapes |= {f"{name}.step": (), f"{name}.exp_avg": p.shape, f"{name}.exp_avg_sq": tuple(p.shape)}
     tensors = read_fitting(path / OPTIMIZER, shapes)
     for name in shapes:
         parameter, _, key = name.rpartition(".")

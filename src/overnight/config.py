@@ -7,7 +7,7 @@ terms; "auto" is resolved before step 0 and what it chose is written to config.j
 import dataclasses
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from overnight.errors import near, refuse
@@ -19,22 +19,24 @@ RAMP_START = 32_768  # tokens a step at the start of a batch ramp (GPT-3's paper
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """The network (models/gpt2.py)."""
+    """The network (models/gpt2.py, models/modern.py)."""
 
+    architecture: Literal["gpt2", "modern"] = field(default="gpt2", kw_only=True)
+    """GPT-2's, or with what has been learnt since."""
     n_layer: int = 12
     """Blocks of attention and MLP."""
     n_head: int = 12
-    """Attention heads of a block; divides n_embd."""
+    """Attention heads of a block; divides n_embd. 0: heads of 128."""
     n_embd: int = 768
-    """Width of the residual stream."""
+    """Width of the residual stream. 0: 64 a layer, rounded up to heads of 128."""
     block_size: int = 1024
     """Context: tokens of a window, the most that attention sees."""
     vocab_size: int | Auto = "auto"
     """Rows of the embedding; auto: the tokenizer's ids, padded to a multiple of 64 on CUDA."""
     bias: bool = True
     """Biases in linear layers and norms."""
-    activation: Literal["gelu_tanh", "gelu"] = "gelu_tanh"
-    """GPT-2's tanh approximation, or the exact GELU."""
+    activation: Literal["gelu_tanh", "gelu", "relu2"] = "gelu_tanh"
+    """GPT-2's tanh approximation, the exact GELU, or ReLU squared (modern)."""
     dropout: float = 0.0
     """Fraction of activations set to 0 in training."""
     attention: Literal["flash", "manual"] = "flash"
@@ -44,34 +46,55 @@ class ModelConfig:
     logits: Literal["parts", "whole"] = "parts"
     """In training: of some positions at a time, or of the whole micro-batch."""
 
+    def sized(self) -> "ModelConfig":
+        """The same, with the width that goes with the depth in the place of 0, and so many heads of 128."""
+        n_embd = self.n_embd or 128 * math.ceil(self.n_layer / 2)
+        return replace(self, n_embd=n_embd, n_head=self.n_head or max(1, n_embd // 128))
+
     def problems(self) -> Iterator[str]:
-        yield from at_least(self, "model.", 1, "n_layer", "n_head", "n_embd", "block_size", "vocab_size")
-        if self.n_head > 0 and self.n_embd % self.n_head:
-            fits = [str(n) for n in range(1, min(self.n_embd, 64) + 1) if self.n_embd % n == 0]
+        yield from at_least(self, "model.", 1, "n_layer", "block_size", "vocab_size")
+        yield from at_least(self, "model.", 0, "n_head", "n_embd")
+        n_head, n_embd = self.sized().n_head, self.sized().n_embd
+        if n_head > 0 and n_embd % n_head:
+            fits = [str(n) for n in range(1, min(n_embd, 64) + 1) if n_embd % n == 0]
             yield (
-                f"model.n-head {self.n_head} does not divide model.n-embd {self.n_embd}: "
-                f"give one of {', '.join(fits)}."
+                f"model.n-head {n_head} does not divide model.n-embd {n_embd}: give one of {', '.join(fits)}."
             )
+        elif self.architecture == "modern" and min(n_head, n_embd) > 0 and n_embd // n_head % 2:
+            yield f"heads of {n_embd // n_head} cannot be turned in pairs: give another model.n-head."
         if not 0 <= self.dropout < 1:
             yield f"model.dropout is {self.dropout}: give 0 or more, less than 1."
+        yield from self.architecture_problems()
+
+    def architecture_problems(self) -> Iterator[str]:
+        """What this architecture does not have."""
+        if self.architecture == "gpt2" and self.activation == "relu2":
+            yield "model.activation relu2 is for model.architecture modern: give gelu_tanh or gelu."
+        if self.architecture == "modern" and (self.bias or self.activation != "relu2" or self.dropout):
+            yield (
+                "model.architecture modern has no biases, no dropout, and ReLU squared: give --model.no-bias "
+                "--model.dropout 0 --model.activation relu2."
+            )
 
 
 @dataclass(frozen=True)
 class OptimConfig:
-    """AdamW and its learning rate (optim.py)."""
+    """The optimizer and its learning rate (optim.py, muon.py)."""
 
+    algorithm: Literal["adamw", "muon"] = field(default="adamw", kw_only=True)
+    """AdamW for everything; or Muon for the matrices inside, and AdamW for the rest."""
     lr: float = 6e-4
-    """Peak learning rate."""
+    """Peak learning rate; with muon, of its matrices."""
     min_lr: float = 6e-5
-    """Where the cosine ends."""
+    """Where the schedule ends."""
     warmup_steps: int = 715
     """Steps of linear warm-up."""
-    schedule: Literal["cosine", "constant"] = "cosine"
-    """After the warm-up: down to min_lr at the last step, or level."""
+    schedule: Literal["cosine", "linear", "trapezoid", "constant"] = "cosine"
+    """After the warm-up: down to min_lr at the last step; level, then down (trapezoid); or level."""
     weight_decay: float = 0.1
-    """On tensors of two or more dimensions."""
+    """On tensors of two or more dimensions; with muon, on its matrices."""
     betas: tuple[float, float] = (0.9, 0.95)
-    """Decay of the first and second moment."""
+    """AdamW's decay of the first and second moment."""
     eps: float = 1e-8
     """Added to the root of the second moment."""
     grad_clip: float = 1.0
@@ -80,17 +103,32 @@ class OptimConfig:
     """Tokens over which the batch grows linearly from 32,768 tokens to batch-tokens (GPT-3); 0: no ramp."""
     fused: bool = True
     """AdamW in one kernel, or in torch's default form."""
+    decay: float = 0.7
+    """Share of all steps in which the trapezoid goes down."""
+    embedding_lr: float = 0.7
+    """With muon, the embeddings' peak."""
+    head_lr: float = 0.004
+    """With muon, the head's peak (where it is not the embedding)."""
+    scalar_lr: float = 0.015
+    """With muon, the peak of what is no matrix."""
+    momentum: float = 0.95
+    """Muon's, of Nesterov's kind."""
+    momentum_steps: int = 300
+    """Steps in which it rises to that from 0.85."""
 
     def problems(self) -> Iterator[str]:
-        yield from at_least(
-            self, "optim.", 0, "min_lr", "warmup_steps", "weight_decay", "grad_clip", "ramp_tokens"
-        )
-        for name in ("lr", "eps"):
+        yield from at_least(self, "optim.", 0, "min_lr", "warmup_steps", "weight_decay", "grad_clip")
+        yield from at_least(self, "optim.", 0, "ramp_tokens", "momentum_steps")
+        for name in ("lr", "eps", "embedding_lr", "head_lr", "scalar_lr"):
             if not getattr(self, name) > 0:
-                yield f"optim.{name} is {getattr(self, name)}: give a number above 0."
+                yield f"optim.{name.replace('_', '-')} is {getattr(self, name)}: give a number above 0."
+        if not 0 < self.decay <= 1:
+            yield f"optim.decay is {self.decay}: give more than 0, at most 1."
+        if not 0 <= self.momentum < 1:
+            yield f"optim.momentum is {self.momentum}: give 0 or more, less than 1."
         if not all(0 <= beta < 1 for beta in self.betas):
             yield f"optim.betas are {self.betas[0]} and {self.betas[1]}: give two from 0 to less than 1."
-        if self.schedule == "cosine" and self.min_lr > self.lr > 0:
+        if self.schedule != "constant" and self.min_lr > self.lr > 0:
             yield f"optim.min-lr {self.min_lr} is above optim.lr {self.lr}: give at most that."
 
 

@@ -9,7 +9,7 @@ from overnight.data.tokens import Tokenizer
 from overnight.decode import Sampling
 from overnight.errors import UserError, near
 from overnight.generate import stream
-from overnight.models.gpt2 import GPT
+from overnight.models.networks import Network
 from overnight.terminal import visible
 
 HELP = """\
@@ -75,7 +75,7 @@ def lines(prompt: str) -> Iterator[str]:
 
 
 def converse(
-    model: GPT, tokenizer: Tokenizer, settings: Settings, typed: Iterator[str], say: Callable[[str], None]
+    model: Network, tokenizer: Tokenizer, settings: Settings, typed: Iterator[str], say: Callable[[str], None]
 ) -> None:
     """Go on from each line that is typed. say: shows a piece of text at once."""
     say(HELP + "\n")

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from overnight.models.cache import KVCache
-from overnight.models.gpt2 import GPT
 from overnight.models.linear import compute_dtype
+from overnight.models.networks import Network
 
 COLDEST = 1e-5  # temperatures below are 0: dividing by them leaves fp32's range
 NOT_A_NUMBER = -1  # in the place of a token
@@ -73,7 +73,7 @@ class Decoder:
     """
 
     def __init__(
-        self, model: GPT, prompts: Sequence[Tensor], length: int, sampling: Sampling, seed: int,
+        self, model: Network, prompts: Sequence[Tensor], length: int, sampling: Sampling, seed: int,
         n_ids: int, static: bool | None = None,
     ):  # fmt: skip
         device, B = model.wte.weight.device, len(prompts)

@@ -9,6 +9,8 @@ from overnight.errors import UserError
 # Fields that config.json of older runs does not have.
 LATER = {"parallel", "max_restarts", "profile", "track", "train"}
 LATER |= {"model.residual", "model.logits", "optim.fused"}
+LATER |= {"model.architecture", "optim.algorithm", "optim.decay", "optim.momentum", "optim.momentum_steps"}
+LATER |= {"optim.embedding_lr", "optim.head_lr", "optim.scalar_lr"}
 LATER |= {"train.cast", "train.attention_kernel", "train.products"}
 
 

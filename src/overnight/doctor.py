@@ -14,7 +14,7 @@ from overnight.config import ModelConfig, OptimConfig
 from overnight.data import tokens
 from overnight.errors import DONE, FAILURE
 from overnight.machine import cpu_count, cpu_name, memory
-from overnight.models.gpt2 import GPT
+from overnight.models.networks import build
 from overnight.optim import adamw
 from overnight.step import train_step
 from overnight.terminal import size
@@ -137,7 +137,7 @@ def memory_finding(device: torch.device) -> Finding:
 def learning_finding(device: torch.device) -> Finding:
     """Overfit one batch with the real model, step and optimizer: the loss must go from ln(V) to nearly 0."""
     config = ModelConfig(n_layer=2, n_head=2, n_embd=64, block_size=32, vocab_size=64)
-    model = GPT(config, 64).init_weights(seed=1).to(device)
+    model = build(config, 64).init_weights(seed=1).to(device)
     optim = OptimConfig(lr=1e-2, weight_decay=0.0)
     optimizer = adamw(model, optim)
     scaler = torch.amp.GradScaler(device.type, enabled=False)

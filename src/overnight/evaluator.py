@@ -12,7 +12,7 @@ from overnight.evals import reference
 from overnight.evals.hellaswag import Question, hellaswag
 from overnight.evals.loss import validation
 from overnight.generate import texts
-from overnight.models.gpt2 import GPT
+from overnight.models.networks import Network
 from overnight.records import Records
 from overnight.terminal import Status, visible
 from overnight.world import World
@@ -38,7 +38,7 @@ class Evaluator:
     def progress(self, step: int, what: str) -> Callable[[int, int], None]:
         return lambda done, total: self.status.update(lambda: f"step {step:,}: {what} {done:,} of {total:,}")
 
-    def validate(self, model: GPT, step: int, tokens: int, limit: int | None) -> dict[str, float]:
+    def validate(self, model: Network, step: int, tokens: int, limit: int | None) -> dict[str, float]:
         """Loss, bits_per_byte and tokens of the first `limit` tokens of the validation split, or of all."""
         found = dict(
             validation(
@@ -62,7 +62,7 @@ class Evaluator:
                 self.status.say(f"step {step:,}: validation loss {line}")
         return {"loss": loss, "bits_per_byte": bits, "tokens": predicted}
 
-    def hellaswag(self, model: GPT, step: int, tokens: int) -> None:
+    def hellaswag(self, model: Network, step: int, tokens: int) -> None:
         """HellaSwag in the lecture's style, on config.hellaswag_items questions."""
         found = dict(
             hellaswag(
@@ -80,7 +80,7 @@ class Evaluator:
             for line in reference.standing_hellaswag(style, acc_norm, items):
                 self.status.say(f"step {step:,}: HellaSwag {line}")
 
-    def sample(self, model: GPT, step: int, tokens: int) -> None:
+    def sample(self, model: Network, step: int, tokens: int) -> None:
         """What the model writes now; the first rank alone, no rank needs the others for it."""
         if self.records is None:
             return

@@ -10,7 +10,7 @@ from torch import Tensor
 from overnight.data.tokens import Tokenizer
 from overnight.decode import NOT_A_NUMBER, Decoder, Sampling
 from overnight.errors import Failure
-from overnight.models.gpt2 import GPT
+from overnight.models.networks import Network
 from overnight.packing import packed
 from overnight.terminal import visible
 from overnight.world import Reading
@@ -18,7 +18,7 @@ from overnight.world import Reading
 
 @torch.no_grad()
 def generate(
-    model: GPT,
+    model: Network,
     prompts: Sequence[Tensor],
     length: int,
     sampling: Sampling,
@@ -55,7 +55,7 @@ def prompt_ids(tokenizer: Tokenizer, prompt: str, device: torch.device) -> Tenso
 
 
 def continuations(
-    model: GPT, tokenizer: Tokenizer, prompts: Sequence[str], length: int, sampling: Sampling, seed: int
+    model: Network, tokenizer: Tokenizer, prompts: Sequence[str], length: int, sampling: Sampling, seed: int
 ) -> Iterator[list[int | None]]:
     """The next id of a text for each prompt, None for those that <|endoftext|> has ended, until all have.
 
@@ -77,7 +77,7 @@ def continuations(
 
 
 def texts(
-    model: GPT, tokenizer: Tokenizer, prompts: Sequence[str], length: int, sampling: Sampling, seed: int
+    model: Network, tokenizer: Tokenizer, prompts: Sequence[str], length: int, sampling: Sampling, seed: int
 ) -> list[str]:
     """A continuation of each prompt, up to <|endoftext|> or `length` tokens."""
     rows = continuations(model, tokenizer, prompts, length, sampling, seed)
@@ -87,7 +87,7 @@ def texts(
 
 
 def stream(
-    model: GPT, tokenizer: Tokenizer, prompts: Sequence[str], length: int, sampling: Sampling, seed: int
+    model: Network, tokenizer: Tokenizer, prompts: Sequence[str], length: int, sampling: Sampling, seed: int
 ) -> Iterator[str]:
     """What to print, as it comes: the first text token by token, then the others, which were written along
     with it. Safe for a terminal: control characters are made visible."""

@@ -26,11 +26,7 @@ th:first-child, td:first-child {{ text-align: left }}
 </style></head><body>
 <h1>{title}</h1>
 <p>{total} numbers in {count} tensors.</p>
-<h2>Position embeddings</h2>
-<p>wpe.weight: a row for each position, a column for each of the model's channels. What begins as noise
-becomes smooth, often wave-like, curves, because neighbouring positions mean nearly the same.</p>
-<div class="chart">{heat_map}</div>
-<div class="chart">{curves}</div>
+{positions}
 <h2>Tensors</h2>
 <table><thead><tr><th>name</th><th>shape</th><th>numbers</th><th>mean</th><th>deviation</th><th>least</th>
 <th>most</th></tr></thead><tbody>
@@ -38,6 +34,12 @@ becomes smooth, often wave-like, curves, because neighbouring positions mean nea
 </tbody></table>
 </body></html>
 """
+
+POSITIONS = """<h2>Position embeddings</h2>
+<p>wpe.weight: a row for each position, a column for each of the model's channels. What begins as noise
+becomes smooth, often wave-like, curves, because neighbouring positions mean nearly the same.</p>
+<div class="chart">{heat_map}</div>
+<div class="chart">{curves}</div>"""
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,6 @@ def shape_of(row: Row) -> str:
 def page(title: str, tensors: Mapping[str, Tensor]) -> str:
     """The page, with nothing outside of it: plotly's JavaScript is inside."""
     rows = list(statistics(tensors))
-    positions = tensors["wpe.weight"].detach().float().numpy()
     cells = [
         [row.name, shape_of(row), f"{row.numbers:,}"]
         + [f"{value:.5f}" for value in (row.mean, row.deviation, row.least, row.most)]
@@ -80,10 +81,15 @@ def page(title: str, tensors: Mapping[str, Tensor]) -> str:
         title=html.escape(title),
         total=f"{sum(row.numbers for row in rows):,}",
         count=len(rows),
-        heat_map=heat_map(positions),
-        curves=curves(positions),
+        positions=pictures(tensors["wpe.weight"]) if "wpe.weight" in tensors else "",
         rows="\n".join(lines),
     )
+
+
+def pictures(positions: Tensor) -> str:
+    """(T, C) -> the part of the page about them. (Rotary positions have nothing learnt to show.)"""
+    table = positions.detach().float().numpy()
+    return POSITIONS.format(heat_map=heat_map(table), curves=curves(table))
 
 
 def heat_map(positions: np.ndarray) -> str:

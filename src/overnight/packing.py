@@ -14,13 +14,14 @@ from torch.nn import functional as F
 
 from overnight.models.gpt2 import GPT, Linear
 from overnight.models.linear import compute_dtype, linear, product, uses_onednn
+from overnight.models.networks import Network
 
 MOST_ROWS = 64  # beyond, packing inside the product costs little
 LARGE = 10_000_000  # weights: more than a cache holds, and a single row is bound by memory, packed or not
 
 
 @contextlib.contextmanager
-def packed(model: GPT, rows: int) -> Iterator[None]:
+def packed(model: Network, rows: int) -> Iterator[None]:
     """Inside, the model's products use such copies, which take as much memory as the weights; those for a CPU
     in fp32 only in products of at most `rows` rows, up to 64 (and, of large models, of two at least).
 
@@ -44,12 +45,13 @@ def packed(model: GPT, rows: int) -> Iterator[None]:
     linears = [module for module in model.modules() if isinstance(module, Linear)]
     for module in linears:
         module.forward = pack(module.weight, module.bias)  # type: ignore[method-assign, assignment]
-    model.logits = pack(weight, model.padding)  # type: ignore[method-assign, assignment]
+    if isinstance(model, GPT):  # whose head is the token embedding
+        model.logits = pack(weight, model.padding)  # type: ignore[method-assign, assignment]
     try:
         yield
     finally:
         # What was set on the objects hid the methods of their classes.
-        del model.logits
+        vars(model).pop("logits", None)
         for module in linears:
             del module.forward
 

@@ -15,20 +15,21 @@ from torch import Tensor, nn
 
 from overnight.config import Config
 from overnight.models.gpt2 import GPT, Linear
+from overnight.models.networks import Network, build
 from overnight.world import World
 
 Autocast = Callable[[], contextlib.AbstractContextManager]
 
 
 def spread(
-    model: GPT, config: Config, world: World, autocast: Autocast, say: Callable[[str], None]
+    model: Network, config: Config, world: World, autocast: Autocast, say: Callable[[str], None]
 ) -> nn.Module:
     """The module that training calls: the model on its device, compiled if the config says so and it works
     here, together with the other ranks."""
     if config.parallel == "fsdp":
         return shard(model, world, config.compile == "on")
     model.to(world.device)
-    module: GPT | CastOnce = model
+    module: Network | CastOnce = model
     half = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(config.precision)
     # With other ranks the casts stay inside: torch.compile cuts its graph at the weights of DDP's buckets,
     # so that their gradients travel during the backward pass, and has to see them for that.
@@ -44,12 +45,13 @@ class CastOnce(nn.Module):
     """A model whose matrices are kept in bf16 or fp16 beside the fp32 weights, cast once a step (`refresh`)
     and not in every micro-step. Gradients reach the fp32 weights, and add up there, in fp32."""
 
-    def __init__(self, model: GPT, dtype: torch.dtype):
+    def __init__(self, model: Network, dtype: torch.dtype):
         super().__init__()
         self.model = model
         self.names = [f"{name}.weight" for name, part in model.named_modules() if isinstance(part, Linear)]
-        # The token embedding in its use as the head; looked up, it stays fp32.
-        self.weights = [model.get_parameter(name) for name in (*self.names, "wte.weight")]
+        # GPT-2's token embedding in its use as the head; looked up, it stays fp32.
+        head = ["wte.weight"] if isinstance(model, GPT) else []
+        self.weights = [model.get_parameter(name) for name in (*self.names, *head)]
         self.copies = [weight.detach().to(dtype) for weight in self.weights]
 
     @torch.no_grad()
@@ -58,12 +60,12 @@ class CastOnce(nn.Module):
         torch._foreach_copy_(self.copies, list[Tensor](self.weights))
 
     def forward(self, idx: Tensor, targets: Tensor) -> Tensor:
-        *matrices, head = map(Cast.apply, self.weights, self.copies)
-        return self.compute(matrices, head, idx, targets)
+        return self.compute(list(map(Cast.apply, self.weights, self.copies)), idx, targets)
 
-    def compute(self, matrices: list[Tensor], head: Tensor, idx: Tensor, targets: Tensor) -> Tensor:
+    def compute(self, cast: list[Tensor], idx: Tensor, targets: Tensor) -> Tensor:
         """The loss with these in place of the model's own: what is compiled."""
-        inputs = (idx, targets, head)
+        matrices, head = cast[: len(self.names)], cast[len(self.names) :]
+        inputs = (idx, targets, *head)
         return torch.func.functional_call(self.model, dict(zip(self.names, matrices, strict=True)), inputs)
 
 
@@ -80,7 +82,7 @@ class Cast(torch.autograd.Function):
 
 
 def compile_for(
-    together: nn.Module, module: GPT | CastOnce, config: Config, world: World, autocast: Autocast,
+    together: nn.Module, module: Network | CastOnce, config: Config, world: World, autocast: Autocast,
     say: Callable[[str], None],
 ) -> None:  # fmt: skip
     """Compile what the module computes, for the one shape of training: one graph of model and loss. It is
@@ -118,7 +120,7 @@ def replicate(model: nn.Module, world: World) -> nn.Module:
         )
 
 
-def shard(model: GPT, world: World, compiled: bool) -> GPT:
+def shard(model: Network, world: World, compiled: bool) -> Network:
     """The model itself, its parameters DTensors from now on. They come whole, on any device, and equal on
     all ranks; the optimizer is made afterwards."""
     from torch.distributed.device_mesh import init_device_mesh
@@ -175,13 +177,13 @@ def as_placed(tensor: Tensor, parameter: Any) -> Tensor:
 
 
 @contextlib.contextmanager
-def plain(model: GPT) -> Iterator[GPT]:
+def plain(model: Network) -> Iterator[Network]:
     """The model for evaluation and sampling, which any rank may call alone, in any shape: itself or, of a
     sharded one, a whole copy, for as long as the `with` lasts."""
     if not is_sharded(model):
         yield model
         return
-    copy = GPT(model.config, model.n_tokens).to(model.wte.weight.device)
+    copy = build(model.config, model.n_tokens).to(model.wte.weight.device)
     with torch.no_grad():
         for ours, sharded in zip(copy.parameters(), model.parameters(), strict=True):
             ours.copy_(whole(sharded))

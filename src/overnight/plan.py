@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from overnight.config import Config, ModelConfig
 from overnight.hardware import rows_at_once
 
-CONVENTION = "6 N + 12 L C T: N without position embedding, attention in full"
+CONVENTION = "6 N + 12 L C T: N without what is only looked up, attention in full"
 
 # Of a device's memory, what `--micro-batch auto` counts on. On a CPU the rest is for everybody else.
 SHARE = {"cuda": 0.9, "mps": 0.6, "cpu": 0.6}
@@ -22,9 +22,17 @@ MOST_TOKENS = 65_536  # at a time: matrix products gain nothing from more rows
 
 
 def parameters_by_part(model: ModelConfig) -> dict[str, int]:
-    """Numbers in each part of the model; the head is the token embedding."""
+    """Numbers in each part of the model; GPT-2's head is the token embedding."""
     C, L, bias = model.n_embd, model.n_layer, int(model.bias)
     assert isinstance(model.vocab_size, int)
+    if model.architecture == "modern":
+        return {
+            "token embedding": model.vocab_size * C,
+            "attention": L * 4 * C * C,
+            "MLP": L * 8 * C * C,
+            "skips": L,
+            "head": model.vocab_size * C,
+        }
     return {
         "token embedding": model.vocab_size * C,
         "position embedding": model.block_size * C,
@@ -35,16 +43,22 @@ def parameters_by_part(model: ModelConfig) -> dict[str, int]:
 
 
 def parameters(model: ModelConfig) -> int:
-    """Numbers in the model, the tied head counted once."""
+    """Numbers in the model, a tied head counted once."""
     return sum(parameters_by_part(model).values())
 
 
+def multiplied(model: ModelConfig) -> int:
+    """N: all parameters but those that are only looked up (positions, an embedding that is not the head)."""
+    parts = parameters_by_part(model)
+    looked_up = "token embedding" if model.architecture == "modern" else "position embedding"
+    return sum(count for part, count in parts.items() if part != looked_up)
+
+
 def flops_per_token(model: ModelConfig, causal: bool = False) -> float:
-    """Forward and backward: 6 N + 12 L C T, with N all parameters but the position embedding, and attention
-    counted in full (nanoGPT's convention; PaLM's appendix B) or, `causal`, only where it looks."""
-    n = parameters(model) - model.block_size * model.n_embd
+    """Forward and backward: 6 N + 12 L C T, with N the parameters that are multiplied, and attention counted
+    in full (nanoGPT's convention; PaLM's appendix B) or, `causal`, only where it looks."""
     pairs = model.block_size / 2 if causal else model.block_size  # positions that one attends to
-    return 6 * n + 12 * model.n_layer * model.n_embd * pairs
+    return 6 * multiplied(model) + 12 * model.n_layer * model.n_embd * pairs
 
 
 def run_tokens(config: Config) -> int:
@@ -71,6 +85,8 @@ def memory(
     # normalised inputs (2), q, k, v (3), attention's output (1), the MLP's hidden layer before and after
     # GELU (8). Then what one layer's backward pass holds while it works.
     of_layer = C * (2 * 4 + 14 * width)
+    if model.architecture == "modern":
+        of_layer += 4 * C * width  # queries and keys normalised, and turned
     if model.dropout:
         of_layer += 2 * C * (4 if device == "cpu" else 1)  # the masks
     if model.attention == "manual" or (model.dropout and device == "cpu"):  # no fused kernel: the scores stay
@@ -90,7 +106,7 @@ def memory(
         "process": PROCESS[device],
         "weights": n * (6 if half else 4) // shards,  # autocast keeps a copy
         "gradients": 4 * n,
-        "optimizer": 8 * n // shards,
+        "optimizer": 8 * n // shards,  # Muon's is smaller, but its products need as much for a moment
         "activations": int(tokens * kept * (1 + HOLES[device])),
         "logits": int(logits * (1 + HOLES[device])),
     }
@@ -123,11 +139,12 @@ def divisors(n: int) -> Iterable[int]:
     return (d for d in range(1, n + 1) if n % d == 0)
 
 
-def checkpoint_bytes(model: ModelConfig) -> int:
-    """A checkpoint: weights and two moments in fp32."""
-    return 12 * parameters(model)
+def checkpoint_bytes(model: ModelConfig, algorithm: str = "adamw") -> int:
+    """A checkpoint in fp32: weights and AdamW's two moments or, of what is Muon's, one."""
+    hidden = 12 * model.n_layer * model.n_embd**2
+    return 12 * parameters(model) - (4 * hidden if algorithm == "muon" else 0)
 
 
 def run_bytes(config: Config) -> int:
     """The checkpoints of a run at their most: the newest, the best, and one being written."""
-    return (config.keep + 2) * checkpoint_bytes(config.model)
+    return (config.keep + 2) * checkpoint_bytes(config.model, config.optim.algorithm)

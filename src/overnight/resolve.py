@@ -19,7 +19,7 @@ from overnight.data import tokens
 from overnight.data.manifest import Data
 from overnight.data.tokens import Tokenizer
 from overnight.errors import UserError
-from overnight.models.gpt2 import GPT
+from overnight.models.networks import Network
 from overnight.runs import TOKENIZER, existing, read_config
 from overnight.weights import hf, llmc, nanogpt
 from overnight.weights.tensors import Weights, check
@@ -32,7 +32,7 @@ OTHERS = ("hf:", "llmc:", "nanogpt:")  # other people's weights
 class Loaded:
     """A model ready to use, and where it comes from."""
 
-    model: GPT
+    model: Network
     """In evaluation mode."""
     tokenizer: Tokenizer | None
     """None for other people's weights that come without one."""

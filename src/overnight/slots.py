@@ -13,8 +13,8 @@ from torch import Tensor
 
 from overnight.decode import Sampling, draw
 from overnight.models.cache import KVCache
-from overnight.models.gpt2 import GPT
 from overnight.models.linear import compute_dtype
+from overnight.models.networks import Network
 
 
 @dataclass(eq=False)
@@ -68,7 +68,7 @@ class Rows(KVCache):
 class Slots:
     """Room for `rows` texts at a time. Ids are always below n_ids."""
 
-    model: GPT
+    model: Network
     rows: int
     n_ids: int
     texts: list[Text] = field(default_factory=list)

@@ -84,7 +84,7 @@ def decide(wanted: Config, preset: str, world: World) -> Start:
     Raises UserError for missing or damaged data, a vocabulary smaller than the data's, a machine that
     cannot do what is asked, and a run that this config does not continue.
     """
-    run = runs.run_path(wanted.run)
+    run, wanted = runs.run_path(wanted.run), replace(wanted, model=wanted.model.sized())
     if problem := parent_problem(run):
         raise UserError(problem)
     data = Data(Path(wanted.data))
@@ -173,7 +173,7 @@ def donor_problems(config: Config, donor: Weights, data: Data) -> list[str]:
     """What keeps the weights of --init-from from being this model's. A shorter context is fine: the positions
     beyond it are cropped."""
     problems = []
-    for name in ("n_layer", "n_head", "n_embd", "block_size", "bias", "activation"):
+    for name in ("architecture", "n_layer", "n_head", "n_embd", "block_size", "bias", "activation"):
         ours, theirs = getattr(config.model, name), getattr(donor.config, name)
         if ours != theirs and not (name == "block_size" and ours < theirs):
             option = f"model.{name.replace('_', '-')}"

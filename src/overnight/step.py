@@ -14,8 +14,8 @@ from overnight.config import Config
 from overnight.data.batches import Batches, key
 from overnight.data.loader import Loader
 from overnight.models import attention, linear
-from overnight.models.gpt2 import GPT
-from overnight.optim import adamw, learning_rate
+from overnight.models.networks import Network
+from overnight.optim import learning_rate, momentum, optimizer
 from overnight.parallel import CastOnce, spread, unsynchronised, whole
 from overnight.world import World, be_deterministic, use_precision
 
@@ -60,7 +60,7 @@ def apply(
     parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
     grad_norm = whole(nn.utils.get_total_norm([p.grad for p in parameters]))
     for group in optimizer.param_groups:
-        group["lr"] = lr
+        group["lr"] = lr * group.get("ratio", 1.0)
     bad = 1.0 - torch.isfinite(loss + grad_norm).float()
     if optimizer.defaults["fused"] and bad.device.type != "mps":
         # The kernel divides gradients by the one, so that clipping them is no work of its own, and leaves
@@ -91,7 +91,7 @@ class Engine:
     """A model and all that acts on it, on one rank."""
 
     def __init__(
-        self, model: GPT, config: Config, batches: Batches, world: World, say: Callable[[str], None]
+        self, model: Network, config: Config, batches: Batches, world: World, say: Callable[[str], None]
     ):
         assert isinstance(config.micro_batch, int)
         linear.use(config.train.products)
@@ -102,7 +102,7 @@ class Engine:
         self.autocast = use_precision(config.precision, world.device)
         self.kernel = self.stack.enter_context(attention.fastest(config, world.device))
         self.module = spread(model, config, world, self.autocast, say)
-        self.optimizer = adamw(model, config.optim)
+        self.optimizer = optimizer(model, config.optim, world)
         self.scaler = torch.amp.GradScaler(world.device.type, enabled=config.precision == "fp16")
         if isinstance(self.module, CastOnce):
             refresh = self.module.refresh
@@ -117,6 +117,9 @@ class Engine:
     def update(self, step: int) -> tuple[Tensor, Tensor]:
         """Update number `step`: its loss and gradient norm, as `train_step` returns them."""
         seed_all(key(self.config.seed, step, self.world.rank), self.world.device)  # all that dropout needs
+        for group in self.optimizer.param_groups:
+            if "momentum" in group:
+                group["momentum"] = momentum(step - 1, self.config.optim)
         with record_function("step"):
             return train_step(
                 self.module, self.optimizer, self.scaler, self.loader.at(step - 1),

@@ -28,7 +28,7 @@ from overnight.data.shards import Tokens
 from overnight.described import from_dict
 from overnight.errors import Failure, UserError
 from overnight.memory import first_line
-from overnight.models.gpt2 import GPT
+from overnight.models.networks import build
 from overnight.step import Engine, frozen_garbage
 from overnight.world import Reading, World
 
@@ -85,7 +85,7 @@ def watch(
     """What `measure` returns, measured in this process."""
     batches = Batches(tokens(n_tokens), config.model.block_size, config.sequences, config.seed)
     began = perf_counter()
-    engine = Engine(GPT(config.model, n_tokens).init_weights(config.seed), config, batches, here, give_up)
+    engine = Engine(build(config.model, n_tokens).init_weights(config.seed), config, batches, here, give_up)
     numbers, clock, start_seconds = deque[Reading](), perf_counter(), 0.0
     took, losses = list[float](), list[float]()
 

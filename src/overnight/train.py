@@ -16,7 +16,7 @@ from overnight.files import clear_disk_errors
 from overnight.journal import Journal
 from overnight.lock import Lock
 from overnight.memory import clear_memory_errors
-from overnight.models.gpt2 import GPT
+from overnight.models.networks import Network, build
 from overnight.parallel import plain
 from overnight.profiling import Profile
 from overnight.saving import Saver
@@ -228,10 +228,10 @@ class Session:
         return errors.DONE
 
 
-def initial_model(start: Start) -> GPT:
+def initial_model(start: Start) -> Network:
     """The weights to begin with: a checkpoint's, those of --init-from, or random ones."""
     config, n_tokens = start.config.model, start.data.tokenizer.vocab_size
-    model = GPT(config, n_tokens)
+    model = build(config, n_tokens)
     if start.state is not None:
         checkpoint.load_weights(checkpoint.folder(start.run, start.state.step), model)
     elif start.donor is not None:

@@ -48,6 +48,14 @@ class World:
         """The mean of a tensor over all ranks, on each of them."""
         return self.sum(values) / self.size
 
+    def gather(self, part: Tensor) -> Tensor:
+        """The parts of all ranks, of one shape, behind one another: (n, ...) -> (size n, ...)."""
+        if self.size == 1:
+            return part
+        found = [torch.empty_like(part) for _ in range(self.size)]
+        dist.all_gather(found, part.contiguous())
+        return torch.cat(found)
+
     def agrees(self, number: int) -> bool:
         """Whether all ranks have the same number."""
         first, second = self.sum(torch.tensor([number, number * number], device=self.device)).tolist()

@@ -10,15 +10,24 @@ import torch
 
 from overnight.config import ModelConfig
 from overnight.data import tokens
-from overnight.models.gpt2 import GPT
+from overnight.models.networks import Network, build
 
 WORDS = "the man a dog on roof is then puts [title] [substeps] it off, and walks away. slowly's car".split()
 
 
+SIZES = (2, 2, 16, 64, 50_304)
+CONFIGS = {
+    "gpt2": ModelConfig(*SIZES),
+    "modern": ModelConfig(*SIZES, architecture="modern", bias=False, activation="relu2"),
+}
+
+
 @pytest.fixture(scope="session")
-def opinionated() -> GPT:
-    """A random GPT-2 with GPT-2's vocabulary whose scores differ from ending to ending."""
-    model = GPT(ModelConfig(2, 2, 16, 64, 50_304), 50_257).init_weights(seed=1).eval()
+def opinionated(request: pytest.FixtureRequest) -> Network:
+    """A random network with GPT-2's vocabulary whose scores differ from ending to ending: GPT-2, unless a
+    test asks for another (indirectly)."""
+    config = CONFIGS[getattr(request, "param", "gpt2")]
+    model = build(config, 50_257).init_weights(seed=1).eval()
     draw = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for parameter in model.parameters():

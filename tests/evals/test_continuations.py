@@ -37,6 +37,7 @@ def make_items(count: int, longest: int = 30) -> list[Item]:
     return [Item(ids(1, longest), [ids(1, 12) for _ in range(draw.randint(1, 5))]) for _ in range(count)]
 
 
+@pytest.mark.parametrize("opinionated", ["gpt2", "modern"], indirect=True)
 @pytest.mark.parametrize("budget", [(1, 1), (100, 1), (100_000, 1), (256, 64)])
 def test_each_continuation_scores_as_if_alone(
     opinionated: GPT, monkeypatch: pytest.MonkeyPatch, budget: tuple[int, int]

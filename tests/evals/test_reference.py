@@ -9,7 +9,7 @@ import pytest
 from overnight.config import Config, OptimConfig
 from overnight.data.manifest import BY_FIRST_SHARD, Manifest
 from overnight.evals import reference
-from overnight.presets import gpt2_124m
+from overnight.presets import gpt2_124m, modern_124m
 
 EDU = Manifest(
     source="fineweb-edu:sample-10BT",
@@ -87,6 +87,16 @@ def test_each_corpus_has_its_own_curve() -> None:
     assert reference.unusual(fineweb, LLMC, 5000, 3.5535) is None
     assert "llm.c" in (reference.unusual(fineweb, LLMC, 5000, 3.9) or "")
     assert reference.unusual(EDU, LLMC, 5000, 3.9) is None
+
+
+def test_the_modern_recipe_has_its_own_curve() -> None:
+    fineweb, modern = replace(EDU, source="fineweb:sample-10BT"), modern_124m()
+    modern = replace(modern, model=modern.model.sized())
+    assert reference.unusual(fineweb, modern, 3250, 3.30) is None
+    assert "track 3" in (reference.unusual(fineweb, modern, 3250, 3.45) or "")
+    assert reference.unusual(fineweb, modern, 2500, 9.9) is None, "GPT-2's curves are not its own"
+    assert reference.unusual(EDU, modern, 3250, 9.9) is None
+    assert [one.better for one in reference.standing(fineweb, 3.275)] == [True, False]
 
 
 def test_levels_name_whose_they_are() -> None:

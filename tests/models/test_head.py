@@ -32,21 +32,26 @@ def padding():
     return out
 
 
-def whole(x, weight, pad, targets):
+def whole(x, weight, pad, targets, softcap=0.0):
     logits = F.linear(x.float(), weight.float())
+    if softcap:
+        logits = softcap * logits / torch.sqrt(logits * logits + softcap**2)
     return F.cross_entropy(logits if pad is None else logits + pad, targets, reduction="none")
 
 
+@pytest.mark.parametrize("softcap", [0.0, 3.0], ids=["", "bounded"])
 @pytest.mark.parametrize("pad", [None, padding()], ids=["", "padded"])
-def test_loss_and_gradients_are_those_of_all_logits_at_once(rows, pad):
+def test_loss_and_gradients_are_those_of_all_logits_at_once(rows, pad, softcap):
+    """Logits lie within about 15: a bound of 3 matters."""
     x, weight, targets = inputs()
-    losses = head.token_losses(x, weight, pad, targets)
-    torch.testing.assert_close(losses, whole(x, weight, pad, targets))
-    loss = head.mean_loss(x, weight, pad, targets)
+    losses = head.token_losses(x, weight, pad, targets, softcap)
+    torch.testing.assert_close(losses, whole(x, weight, pad, targets, softcap))
+    loss = head.mean_loss(x, weight, pad, targets, softcap=softcap)
     torch.testing.assert_close(loss, losses.mean())
+    torch.testing.assert_close(head.mean_loss(x, weight, pad, targets, True, softcap), loss)
     upstream = torch.tensor(3.0)  # what comes from above is passed on
     found = torch.autograd.grad(loss, (x, weight), upstream)
-    wanted = torch.autograd.grad(whole(x, weight, pad, targets).mean(), (x, weight), upstream)
+    wanted = torch.autograd.grad(whole(x, weight, pad, targets, softcap).mean(), (x, weight), upstream)
     torch.testing.assert_close(found, wanted)
 
 
@@ -81,12 +86,13 @@ def test_low_precision_keeps_the_loss_in_fp32(rows, dtype):
         assert (ours / scale - right).abs().max() < 0.02 * right.abs().max()
 
 
-def test_it_compiles_into_one_graph_and_computes_the_same(rows):
+@pytest.mark.parametrize("softcap", [0.0, 3.0], ids=["", "bounded"])
+def test_it_compiles_into_one_graph_and_computes_the_same(rows, softcap):
     x, weight, targets = inputs()
     compiled = torch.compile(head.mean_loss, fullgraph=True, backend="aot_eager")
-    loss = compiled(x, weight, padding(), targets)
+    loss = compiled(x, weight, padding(), targets, softcap=softcap)
     found = torch.autograd.grad(loss, (x, weight))
-    wanted = torch.autograd.grad(head.mean_loss(x, weight, padding(), targets), (x, weight))
+    wanted = torch.autograd.grad(head.mean_loss(x, weight, padding(), targets, softcap=softcap), (x, weight))
     torch.testing.assert_close(found, wanted)
 
 

@@ -21,7 +21,7 @@ from torch.nn import functional as F
 
 from overnight.data.tokens import Tokenizer
 from overnight.errors import UserError
-from overnight.models.gpt2 import GPT
+from overnight.models.networks import Network
 from overnight.world import World
 
 # Tokens of a batch, and what its length is padded to. A CPU wants no padding; on a GPU few shapes recur.
@@ -63,7 +63,7 @@ def encode_pair(tokenizer: Tokenizer, context: str, continuation: str) -> tuple[
 
 @torch.no_grad()
 def score(
-    model: GPT,
+    model: Network,
     items: Sequence[Item],
     world: World,
     autocast: Callable[[], AbstractContextManager],
@@ -138,7 +138,7 @@ def padded(length: int, multiple: int) -> int:
     return -(-length // multiple) * multiple
 
 
-def score_batch(model: GPT, items: Sequence[Item], device: torch.device) -> Tensor:
+def score_batch(model: Network, items: Sequence[Item], device: torch.device) -> Tensor:
     """Summed log-likelihood of each continuation of a batch, and 1 where it is greedy: (N, 2) float64."""
     B, T = len(items), padded(max(item.length for item in items), BATCH[device.type][1])
     ids, positions = np.zeros((B, T), np.int64), np.zeros((B, T), np.int64)

@@ -12,7 +12,7 @@ from overnight.decode import Sampling
 from overnight.errors import UserError
 from overnight.evals.continuations import Item, Score, score
 from overnight.generate import generate
-from overnight.models.gpt2 import GPT
+from overnight.models.networks import Network
 from overnight.world import World
 
 try:
@@ -28,7 +28,7 @@ Autocast = Callable[[], AbstractContextManager]
 class OvernightLM(TemplateLM):
     """A model as lm-eval asks for it: likelihoods of continuations and of texts, and greedy or drawn text."""
 
-    def __init__(self, model: GPT, tokenizer: Tokenizer, world: World, autocast: Autocast):
+    def __init__(self, model: Network, tokenizer: Tokenizer, world: World, autocast: Autocast):
         super().__init__()
         self.model, self.tokenizer, self.world, self.autocast = model, tokenizer, world, autocast
 
@@ -92,7 +92,7 @@ class OvernightLM(TemplateLM):
 
 
 def harness(
-    model: GPT, tokenizer: Tokenizer, tasks: Sequence[str], items: int, world: World, autocast: Autocast
+    model: Network, tokenizer: Tokenizer, tasks: Sequence[str], items: int, world: World, autocast: Autocast
 ) -> dict[str, dict[str, Any]]:
     """lm-eval's results: task -> {metric: value}. items: of each task, 0 for all.
 

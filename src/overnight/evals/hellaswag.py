@@ -21,7 +21,7 @@ import numpy as np
 from overnight.data.tokens import Tokenizer
 from overnight.errors import UserError
 from overnight.evals.continuations import Item, encode_pair, score
-from overnight.models.gpt2 import GPT
+from overnight.models.networks import Network
 from overnight.world import World
 
 Style = Literal["completion", "lm-eval"]
@@ -122,7 +122,7 @@ def predictions(
 
 
 def hellaswag(
-    model: GPT,
+    model: Network,
     tokenizer: Tokenizer,
     questions: Sequence[Question],
     style: Style,

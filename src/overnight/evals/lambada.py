@@ -10,7 +10,7 @@ from typing import Any
 from overnight.data.tokens import Tokenizer
 from overnight.errors import UserError
 from overnight.evals.continuations import Item, encode_pair, score
-from overnight.models.gpt2 import GPT
+from overnight.models.networks import Network
 from overnight.world import World
 
 
@@ -45,7 +45,7 @@ def passage(line: bytes, where: str) -> tuple[str, str]:
 
 
 def lambada(
-    model: GPT,
+    model: Network,
     tokenizer: Tokenizer,
     passages: Sequence[tuple[str, str]],
     world: World,

@@ -9,7 +9,7 @@ import torch
 
 from overnight.data.loader import to_device
 from overnight.data.shards import Tokens
-from overnight.models.gpt2 import GPT
+from overnight.models.networks import Network
 from overnight.world import World
 
 TOKENS_AT_ONCE = {"cpu": 4096, "cuda": 65_536, "mps": 16_384}  # few shapes: full batches, and what is left
@@ -17,7 +17,7 @@ TOKENS_AT_ONCE = {"cpu": 4096, "cuda": 65_536, "mps": 16_384}  # few shapes: ful
 
 @torch.no_grad()
 def validation(
-    model: GPT,
+    model: Network,
     tokens: Tokens,
     byte_lengths: np.ndarray,
     block_size: int,

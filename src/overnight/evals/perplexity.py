@@ -12,7 +12,7 @@ from overnight.data.shards import Tokens
 from overnight.data.tokens import Tokenizer
 from overnight.errors import UserError
 from overnight.evals.loss import validation
-from overnight.models.gpt2 import GPT
+from overnight.models.networks import Network
 from overnight.world import World
 
 
@@ -27,7 +27,7 @@ def read(path: Path, tokenizer: Tokenizer) -> Tokens:
 
 
 def perplexity(
-    model: GPT,
+    model: Network,
     tokenizer: Tokenizer,
     tokens: Tokens,
     block_size: int,

@@ -20,7 +20,7 @@ HELLASWAG_ITEMS = 10_042
 
 @dataclass(frozen=True)
 class Curve:
-    """Validation losses of a published run of GPT-2 (124M)."""
+    """Validation losses of a published run of GPT-2 (124M), or of the modern network of its size."""
 
     label: str
     corpus: str
@@ -29,12 +29,15 @@ class Curve:
     steps: int
     points: tuple[tuple[int, float], ...]
     """(step, loss in nats per token), steps of 524,288 tokens."""
+    architecture: str = "gpt2"
 
     def fits(self, config: Config) -> bool:
         """Whether a run follows this recipe."""
         model, optim = config.model, config.optim
+        n_head = {"gpt2": 12, "modern": 6}[self.architecture]
         return (
-            (model.n_layer, model.n_head, model.n_embd, model.block_size) == (12, 12, 768, 1024)
+            model.architecture == self.architecture
+            and (model.n_layer, model.n_head, model.n_embd, model.block_size) == (12, n_head, 768, 1024)
             and (config.batch_tokens, config.steps) == (STEP, self.steps)
             and all(getattr(optim, name) == value for name, value in self.optim.items())
         )
@@ -69,10 +72,24 @@ CURVES = (
         18_865,
         ((250, 6.1710), (1000, 4.3170), (2500, 3.7652), (5000, 3.5535), (10_000, 3.3924), (18_865, 3.2722)),
     ),
+    Curve(
+        "modded-nanogpt's track 3 (mean of 10 runs, 1.70 B tokens)",
+        "fineweb",
+        {"algorithm": "muon", "lr": 0.025, "min_lr": 0.0, "warmup_steps": 0, "schedule": "trapezoid"},
+        3250,
+        ((3250, 3.2787),),
+        "modern",
+    ),
 )
 
-# (whose, loss) on the first shard of a corpus.
-LOSSES = {"fineweb-edu": (("OpenAI's GPT-2 124M (lecture notebook)", 3.2924),)}
+# (whose, loss) on the first shard of a corpus, or its first 10 M tokens.
+LOSSES = {
+    "fineweb-edu": (("OpenAI's GPT-2 124M (lecture notebook)", 3.2924),),
+    "fineweb": (
+        ("modded-nanogpt's track 3 after 1.70 B tokens", 3.2787),
+        ("llm.c's GPT-2 124M after 10.26 B tokens", 3.2722),
+    ),
+}
 
 # style -> (whose, acc_norm) on the whole validation set.
 HELLASWAG = {

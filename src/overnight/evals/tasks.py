@@ -15,7 +15,7 @@ from overnight.errors import UserError, near
 from overnight.evals import hellaswag, lambada, perplexity
 from overnight.evals.loss import validation
 from overnight.files import write_synced
-from overnight.models.gpt2 import GPT
+from overnight.models.networks import Network
 from overnight.world import World
 
 TASKS = ("val", "hellaswag", "lambada", "perplexity")
@@ -54,7 +54,7 @@ def names(listed: str) -> list[str]:
     return found
 
 
-def prepare(name: str, model: GPT, tokenizer: Tokenizer | None, inputs: Inputs) -> Task:
+def prepare(name: str, model: Network, tokenizer: Tokenizer | None, inputs: Inputs) -> Task:
     """A task with its input read. Raises UserError for what is missing or wrong."""
     if name == "val":
         assert inputs.data is not None

@@ -53,18 +53,26 @@ class CausalSelfAttention(nn.Module):
         return self.resid_dropout(self.c_proj(y))  # (B, T, C)
 
 
-def flash_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: float) -> Tensor:
+def flash_attention(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: float = 0.0, scale: float | None = None
+) -> Tensor:
     """Attention that never holds the (T, S) scores (Dao et al., 2022), by torch's kernel for the device."""
     T, S = q.size(2), k.size(2)
     if mask is None and 1 < T < S:  # is_causal would align the mask to the wrong corner
         mask = looking_back(T, S, q.device)
     causal = mask is None and T == S
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=causal)
+    return F.scaled_dot_product_attention(
+        q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=causal, scale=scale
+    )
 
 
-def manual_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: float) -> Tensor:
-    """The same, spelt out: softmax(q k' / sqrt(D)) v, looking back only unless a mask says otherwise."""
-    scores = q @ k.transpose(-2, -1) / math.sqrt(q.size(-1))  # (B, H, T, S)
+def manual_attention(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: float = 0.0, scale: float | None = None
+) -> Tensor:
+    """The same, spelt out: softmax(scale q k') v, looking back only unless a mask says otherwise. By default
+    the scale is 1 / sqrt(D)."""
+    scale = 1 / math.sqrt(q.size(-1)) if scale is None else scale
+    scores = scale * q @ k.transpose(-2, -1)  # (B, H, T, S)
     mask = looking_back(q.size(2), k.size(2), q.device) if mask is None else mask
     weights = F.softmax(scores.masked_fill(~mask, -math.inf), dim=-1)  # (B, H, T, S)
     return F.dropout(weights, dropout) @ v  # (B, H, T, D)

@@ -17,30 +17,50 @@ from overnight.hardware import rows_at_once
 from overnight.models.linear import compute_dtype, linear
 
 
-def log_probabilities(x: Tensor, weight: Tensor, padding: Tensor | None) -> Tensor:
-    """(N, C) -> (N, V) fp32, whatever the products are computed in. padding: added to the logits."""
-    logits = linear(x, weight).float()
+def shrinkage(z: Tensor, softcap: float) -> Tensor:
+    """r = 1 / sqrt(1 + (z / softcap)^2): z r stays between -softcap and softcap, and is about z where that is
+    small. Its derivative is r^3."""
+    return torch.addcmul(z.new_ones(()), z, z, value=softcap**-2).rsqrt_()
+
+
+def softcapped(z: Tensor, softcap: float) -> Tensor:
+    """Logits that are never beyond `softcap`; z itself where that is 0."""
+    return z * shrinkage(z, softcap) if softcap else z
+
+
+def log_probabilities(logits: Tensor, padding: Tensor | None) -> Tensor:
+    """(N, V) fp32 -> the same. padding: added to the logits."""
     return F.log_softmax(logits if padding is None else logits + padding, dim=-1)
 
 
-def token_losses(x: Tensor, weight: Tensor, padding: Tensor | None, targets: Tensor) -> Tensor:
-    """Negative log-likelihood of each target in nats: (N, C), (V, C), (V,), (N,) int64 -> (N,) fp32."""
+def token_losses(
+    x: Tensor, weight: Tensor, padding: Tensor | None, targets: Tensor, softcap: float = 0.0
+) -> Tensor:
+    """Negative log-likelihood of each target in nats: (N, C), (V, C), (V,), (N,) int64 -> (N,) fp32, whatever
+    the products are computed in."""
     rows = rows_at_once(x.device.type, weight.size(0))
-    parts = zip(x.split(rows), targets.split(rows), strict=True)
-    return torch.cat(
-        [F.nll_loss(log_probabilities(a, weight, padding), b, reduction="none") for a, b in parts]
-    )
+    losses = []
+    for part, wanted in zip(x.split(rows), targets.split(rows), strict=True):
+        logits = softcapped(linear(part, weight).float(), softcap)
+        losses.append(F.nll_loss(log_probabilities(logits, padding), wanted, reduction="none"))
+    return torch.cat(losses)
 
 
 def mean_loss(
-    x: Tensor, weight: Tensor, padding: Tensor | None, targets: Tensor, whole: bool = False
+    x: Tensor,
+    weight: Tensor,
+    padding: Tensor | None,
+    targets: Tensor,
+    whole: bool = False,
+    softcap: float = 0.0,
 ) -> Tensor:
     """The mean of `token_losses`, a fp32 scalar. whole: the logits of all positions at once, as the lecture
     has it."""
     if whole:
-        return F.nll_loss(log_probabilities(x, weight, padding), targets)
+        logits = softcapped(linear(x, weight).float(), softcap)
+        return F.nll_loss(log_probabilities(logits, padding), targets)
     dtype = compute_dtype(x.device)
-    return MeanLoss.apply(x.to(dtype), weight.to(dtype), padding, targets)
+    return MeanLoss.apply(x.to(dtype), weight.to(dtype), padding, targets, softcap)
 
 
 class MeanLoss(torch.autograd.Function):
@@ -48,15 +68,20 @@ class MeanLoss(torch.autograd.Function):
     backward pass have otherwise."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, padding: Tensor | None, targets: Tensor) -> Tensor:
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, padding: Tensor | None, targets: Tensor, softcap: float
+    ) -> Tensor:
         rows = rows_at_once(x.device.type, weight.size(0))
         total = torch.zeros((), device=x.device)
         grad_x, grad_weight = [], torch.zeros(weight.shape, device=x.device)  # fp32: several parts add up
         for part, wanted in zip(x.split(rows), targets.split(rows), strict=True):
-            found = log_probabilities(part, weight, padding)
+            logits = linear(part, weight).float()
+            r = shrinkage(logits, softcap) if softcap else None
+            found = log_probabilities(logits if r is None else logits * r, padding)
             total -= found.gather(1, wanted[:, None]).sum()
             if any(ctx.needs_input_grad):
-                grad = less_one(found, wanted).to(x.dtype)  # of the summed loss, by the logits
+                grad = less_one(found, wanted)  # of the summed loss, by the logits
+                grad = (grad if r is None else grad * r.pow(3)).to(x.dtype)
                 grad_x.append(linear(grad, weight.t()))
                 if part.dtype == torch.float32:
                     grad_weight.addmm_(grad.t(), part)
@@ -72,7 +97,7 @@ class MeanLoss(torch.autograd.Function):
         grad_x, grad_weight = ctx.saved_tensors
         scale = grad / len(grad_x)
         # Scaled in fp32, and only here: 1 / N alone is below what fp16 holds well.
-        return (grad_x * scale).to(grad_x.dtype), (grad_weight * scale).to(ctx.dtype), None, None
+        return (grad_x * scale).to(grad_x.dtype), (grad_weight * scale).to(ctx.dtype), None, None, None
 
 
 def less_one(log_probabilities: Tensor, targets: Tensor) -> Tensor:

@@ -20,8 +20,8 @@ from overnight.data.tokens import Tokenizer
 from overnight.decode import NOT_A_NUMBER, Sampling
 from overnight.errors import UserError
 from overnight.memory import is_out_of_memory
-from overnight.models.gpt2 import GPT
 from overnight.models.linear import compute_dtype
+from overnight.models.networks import Network
 from overnight.packing import packed
 from overnight.runs import TOKENIZER, existing, read_config
 from overnight.serve.jobs import Job
@@ -225,7 +225,7 @@ class Batcher:
         self._waiting.clear()
 
 
-def judge(model: GPT, n_ids: int, text: Text) -> list[Drawn]:
+def judge(model: Network, n_ids: int, text: Text) -> list[Drawn]:
     """The prompt's own tokens from the second on, each with its probability after those before it."""
     ids = torch.tensor([text.ids], device=model.wte.weight.device)  # (1, T)
     hidden = model.hidden(ids)[0, :-1]  # (T - 1, C)
@@ -238,7 +238,7 @@ def judge(model: GPT, n_ids: int, text: Text) -> list[Drawn]:
     return told
 
 
-def rows_that_fit(model: GPT) -> int:
+def rows_that_fit(model: Network) -> int:
     """Texts at a time: as many as their keys and values leave room for, up to MOST_ROWS."""
     config, device = model.config, model.wte.weight.device
     one = 2 * config.n_layer * config.n_embd * config.block_size * compute_dtype(device).itemsize

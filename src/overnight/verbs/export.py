@@ -43,6 +43,13 @@ def run(arguments: list[str]) -> int:
     loaded = resolve.load(wanted.model, torch.device("cpu"), wanted.tokenizer)
     if loaded.tokenizer is None:
         raise UserError(f"{wanted.model} comes without its tokenizer: give --tokenizer FILE.")
+    if loaded.weights.config.architecture != "gpt2":
+        theirs = "class of transformers" if wanted.to == "hf" else "program of llm.c"
+        raise UserError(
+            f"{loaded.origin} is no GPT-2: no {theirs} computes its norms, rotary positions, ReLU squared, "
+            "skips and bounded logits, so the weights would be of no use there.",
+            "Serve it to other programs instead: overnight serve (OpenAI's completions).",
+        )
     with clear_disk_errors(f"exporting to {out}"):
         if wanted.to == "llmc":
             export.to_llmc(loaded.weights, loaded.tokenizer, out)

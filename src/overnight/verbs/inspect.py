@@ -47,5 +47,6 @@ def run(arguments: list[str]) -> int:
     with clear_disk_errors(f"writing {out}"):
         out.parent.mkdir(parents=True, exist_ok=True)
         write_synced(out, page)
-    print(f"{out}: the same, with pictures of the position embeddings.")
+    pictures = ", with pictures of the position embeddings" if "wpe.weight" in tensors else ""
+    print(f"{out}: the same{pictures}.")
     return DONE

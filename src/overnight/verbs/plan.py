@@ -64,7 +64,9 @@ def run(arguments: list[str]) -> int:
 
 
 def with_vocabulary(config: Plan, data: Data | None, padded: bool) -> Plan:
-    """The config with its vocabulary's size: as given, or the data's, or that of the tokenizer to expect."""
+    """The config with its width, and its vocabulary's size: as given, or the data's, or that of the tokenizer
+    to expect."""
+    config = replace(config, model=config.model.sized())
     if config.model.vocab_size != "auto":
         return config
     ids = data.tokenizer.vocab_size if data else VOCABULARIES.get(config.data, GPT2_IDS)
@@ -94,7 +96,10 @@ def describe(preset: str, config: Plan, data: Data | None) -> dict[str, Any]:
             "data": in_epoch,
             "epochs": tokens / in_epoch if in_epoch else None,
         },
-        "disk": {"checkpoint": plan.checkpoint_bytes(model), "run": plan.run_bytes(config)},
+        "disk": {
+            "checkpoint": plan.checkpoint_bytes(model, config.optim.algorithm),
+            "run": plan.run_bytes(config),
+        },
     }
 
 

@@ -16,7 +16,7 @@ from overnight.decode import Sampling
 from overnight.errors import Failure, UserError
 from overnight.files import parent_problem, sync, to_json
 from overnight.generate import generate
-from overnight.models.gpt2 import GPT
+from overnight.models.networks import Network
 from overnight.weights import hf, llmc
 from overnight.weights.tensors import Weights, with_biases
 
@@ -160,7 +160,7 @@ def import_transformers() -> Any:
 
 
 @torch.no_grad()
-def sample_of(ours: GPT, n_tokens: int) -> tuple[torch.Tensor, torch.Tensor]:
+def sample_of(ours: Network, n_tokens: int) -> tuple[torch.Tensor, torch.Tensor]:
     """A few random tokens that the model goes on with greedily, (1, n) ids, and the logits of all of them."""
     length = min(16, ours.config.block_size)
     begin = max(1, length // 2)

@@ -9,7 +9,7 @@ from torch import Tensor
 from overnight.config import ModelConfig
 from overnight.data.tokens import Tokenizer
 from overnight.errors import UserError
-from overnight.models.gpt2 import GPT
+from overnight.models.networks import Network, build
 
 LARGEST = (2**24, 1000)  # of a size, and of a number of layers, in a file that is not damaged
 SHOWN = 2  # of the problems of a file; an error has three lines
@@ -28,9 +28,9 @@ class Weights:
     n_tokens: int
     """Rows in use; those behind them are padding."""
 
-    def model(self) -> GPT:
+    def model(self) -> Network:
         """The model in evaluation mode, on the CPU, made of these very tensors."""
-        model = GPT(self.config, self.n_tokens)
+        model = build(self.config, self.n_tokens)
         model.load_state_dict(self.tensors, assign=True)
         return model.eval()
 
@@ -38,20 +38,21 @@ class Weights:
         """The tensors for training with `config`: positions beyond its context cropped, the vocabulary
         brought to its size with rows of zeros."""
         assert isinstance(config.vocab_size, int)
-        used = self.tensors["wte.weight"][: min(self.n_tokens, n_tokens)]
-        wte = torch.zeros(config.vocab_size, config.n_embd)
-        wte[: len(used)] = used
-        return self.tensors | {
-            "wte.weight": wte,
-            "wpe.weight": self.tensors["wpe.weight"][: config.block_size],
-        }
+        fitted = dict(self.tensors)
+        for name in {"wte.weight", "lm_head.weight"} & fitted.keys():
+            used = fitted[name][: min(self.n_tokens, n_tokens)]
+            fitted[name] = torch.zeros(config.vocab_size, config.n_embd)
+            fitted[name][: len(used)] = used
+        if "wpe.weight" in fitted:
+            fitted["wpe.weight"] = fitted["wpe.weight"][: config.block_size]
+        return fitted
 
 
 def shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     """Name -> shape of every tensor of a model, in the model's order."""
     assert isinstance(config.vocab_size, int)
     with torch.device("meta"):
-        model = GPT(replace(config, dropout=0.0), config.vocab_size)
+        model = build(replace(config, dropout=0.0), config.vocab_size)
     return {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
 
 
@@ -62,7 +63,11 @@ def check(found: Mapping[str, tuple[int, ...]], config: ModelConfig, where: obje
         raise UserError(f"{where} cannot hold a model as large as its config says.")
     wanted = shapes(config)
     problems = [f"no tensor {name}" for name in wanted if name not in found]
-    problems += [f"a tensor {name} that GPT-2 does not have" for name in found if name not in wanted]
+    problems += [
+        f"a tensor {name} that {'GPT-2' if config.architecture == 'gpt2' else 'the model'} does not have"
+        for name in found
+        if name not in wanted
+    ]
     problems += [
         f"{name} has shape {list(found[name])}, not {list(shape)}"
         for name, shape in wanted.items()
