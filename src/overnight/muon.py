@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from overnight.parallel import as_placed, whole
 from overnight.world import World
 
-QUINTIC = (3.4445, -4.7750, 2.0315)  # steep at 0: singular values end between 0.7 and 1.2 (Jordan)
-STEPS = 5
+# The polynomials a X + b XX'X + c XX'XX'X, one after the other: steep at 0, so that small singular values
+# grow fast; they end between 0.7 and 1.2 (Jordan).
+POLYNOMIALS = 5 * [(3.4445, -4.7750, 2.0315)]
 
 
 def orthogonalise(batch: Tensor) -> Tensor:
@@ -27,12 +28,11 @@ def orthogonalise(batch: Tensor) -> Tensor:
     Newton and Schulz: an odd polynomial of X acts on its singular values and leaves its singular vectors,
     and this one drives all values in (0, 1] towards 1.
     """
-    a, b, c = QUINTIC
     tall = batch.size(-2) > batch.size(-1)
     x = batch.mT if tall else batch  # the shorter side first: X X' is the smaller product
     x = x / (torch.linalg.matrix_norm(x, keepdim=True) + 1e-7)  # no singular value above 1
     x = x.bfloat16() if x.is_cuda else x
-    for _ in range(STEPS):
+    for a, b, c in POLYNOMIALS:
         xx = x @ x.mT
         polynomial = torch.baddbmm(xx, xx, xx, beta=b, alpha=c)  # b XX' + c XX'XX'
         x = torch.baddbmm(x, polynomial, x, beta=a)  # a X + (b XX' + c XX'XX') X

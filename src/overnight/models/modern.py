@@ -18,14 +18,13 @@ import math
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from overnight.config import ModelConfig
 from overnight.models import head
 from overnight.models.cache import KVCache
 from overnight.models.gpt2 import Embedding, Linear, flash_attention, manual_attention
 from overnight.models.linear import compute_dtype
-from overnight.models.norm import rms_norm
+from overnight.models.pointwise import relu_squared, rms_norm
 
 ATTENTION_SCALE = 0.12  # of products of normalised queries and keys; 1 / sqrt(128) would be 0.088
 SOFTCAP = 15.0  # no logit is larger
@@ -69,7 +68,7 @@ class MLP(nn.Module):
         self.c_proj = Linear(4 * config.n_embd, config.n_embd, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.c_proj(F.relu(self.c_fc(x)).square())  # (B, T, C)
+        return self.c_proj(relu_squared(self.c_fc(x)))  # (B, T, C)
 
 
 class Block(nn.Module):

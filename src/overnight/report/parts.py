@@ -14,6 +14,7 @@ from overnight import runs
 from overnight.config import fields_of
 from overnight.data import SHARD_TOKENS
 from overnight.report import facts
+from overnight.report.crossing import crossings
 from overnight.report.facts import Run
 from overnight.report.summary import Costs, digits, numbers, particulars, summary
 from overnight.terminal import count, visible
@@ -30,7 +31,8 @@ def sections(compared: Sequence[Run], costs: Costs | None = None) -> dict[str, S
     found = [summary(run, costs) for run in compared]
     parts: dict[str, Section] = {"verdict": ("Verdict", verdicts(compared, found))}
     if len(compared) > 1:
-        parts["comparison"] = ("Side by side", comparison(found))
+        told = "".join(f"<p>{text(sentence)}</p>" for sentence in crossings(compared))
+        parts["comparison"] = ("Side by side", told + comparison(found))
         parts["differences"] = ("What differs", differing(compared))
     parts["samples"] = ("Samples", named(compared, [samples(run) for run in compared]))
     parts["particulars"] = (

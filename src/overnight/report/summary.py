@@ -9,6 +9,7 @@ import numpy as np
 
 from overnight.records import finite
 from overnight.report import facts
+from overnight.report.crossing import crossings
 from overnight.report.facts import Run, steadily
 from overnight.report.verdict import verdict
 from overnight.terminal import count, duration
@@ -77,7 +78,10 @@ def compared(all_of: Sequence[dict[str, Any]], runs: Sequence[Run]) -> dict[str,
     """Several summaries and what differs between their configs."""
     found = list(runs)
     differences = finite(facts.differences(found))
-    return {"runs": list(all_of), "same_data": facts.same_data(found), "differences": differences}
+    return {
+        "runs": list(all_of), "same_data": facts.same_data(found), "crossings": list(crossings(found)),
+        "differences": differences,
+    }  # fmt: skip
 
 
 def numbers(found: dict[str, Any]) -> list[tuple[str, str]]:
@@ -109,8 +113,9 @@ def particulars(found: dict[str, Any]) -> list[tuple[str, str]]:
     if config:
         model = config["model"]
         shape = (
-            f"{model['n_layer']} layers of {model['n_embd']}, {model['n_head']} heads, "
-            f"context {model['block_size']:,}, vocabulary {grouped(model['vocab_size'])}"
+            f"{model['architecture']}, {model['n_layer']} layers of {model['n_embd']}, "
+            f"{model['n_head']} heads, context {model['block_size']:,}, "
+            f"vocabulary {grouped(model['vocab_size'])}"
         )
         sized = f"{found['parameters'] / 1e6:,.1f} M parameters: " if found["parameters"] else ""
         told.append(("model", sized + shape))

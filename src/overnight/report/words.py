@@ -9,6 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from overnight.report import facts
+from overnight.report.crossing import crossings
 from overnight.report.facts import Run
 from overnight.report.figures import FIRST
 from overnight.report.summary import Costs, numbers, particulars, summary
@@ -34,6 +35,8 @@ def show(compared: Sequence[Run], console: Console, costs: Costs | None = None) 
     if len(compared) > 1:
         if not facts.same_data(list(compared)):
             console.print(Text(facts.DIFFERENT_DATA, style="red"))
+        for told in crossings(compared):
+            console.print(Text(visible(told)))
         console.print(side_by_side(compared, costs))
     elif costs and (costs.price or costs.watts):
         console.print(
@@ -122,6 +125,7 @@ def markdown(compared: Sequence[Run], costs: Costs | None = None) -> str:
         ]
         lines += ["## Side by side", ""]
         lines += [] if facts.same_data(list(compared)) else [facts.DIFFERENT_DATA, ""]
+        lines += [line for told in crossings(compared) for line in (escaped(told), "")]
         lines += [*rows(("run", *names), told), ""]
         differs = facts.differences(list(compared))
         told = [(name, *map(str, row)) for name, row in differs.items()]
