@@ -51,7 +51,7 @@ def reference(model: ModernGPT, idx: Tensor) -> Tensor:
         x = x + weights["skips"][layer] * x0
         q, k, v = (norm(x) @ block["attn.c_attn.weight"].T).view(B, T, 3, H, D).unbind(2)
         q, k = turned(norm(q)), turned(norm(k))
-        scores = 0.12 * torch.einsum("bthd,bshd->bhts", q, k)
+        scores = 0.12 * math.sqrt(128 / D) * torch.einsum("bthd,bshd->bhts", q, k)
         weight = scores.masked_fill(torch.ones(T, T).triu(1).bool(), -math.inf).softmax(-1)
         y = torch.einsum("bhts,bshd->bthd", weight, v).reshape(B, T, H * D)
         x = x + y @ block["attn.c_proj.weight"].T

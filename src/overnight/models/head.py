@@ -77,11 +77,11 @@ class MeanLoss(torch.autograd.Function):
         for part, wanted in zip(x.split(rows), targets.split(rows), strict=True):
             logits = linear(part, weight).float()
             r = shrinkage(logits, softcap) if softcap else None
-            found = log_probabilities(logits if r is None else logits * r, padding)
+            found = log_probabilities(logits if r is None else logits.mul_(r), padding)
             total -= found.gather(1, wanted[:, None]).sum()
             if any(ctx.needs_input_grad):
                 grad = less_one(found, wanted)  # of the summed loss, by the logits
-                grad = (grad if r is None else grad * r.pow(3)).to(x.dtype)
+                grad = (grad if r is None else grad.mul_(r.pow_(3))).to(x.dtype)
                 grad_x.append(linear(grad, weight.t()))
                 if part.dtype == torch.float32:
                     grad_weight.addmm_(grad.t(), part)

@@ -3,7 +3,7 @@ difference is worth.
 
     norms           root mean square without gains; one more on the embedding
     positions       rotary: queries and keys are turned by angles that grow with the position
-    attention       queries and keys normalised, their products scaled by 0.12
+    attention       queries and keys normalised, their products scaled by 0.12 (for heads of 128)
     MLP             ReLU squared
     at the start    what adds to the residual stream is 0, and so is the head, which is its own matrix
     logits          bounded: 15 z / sqrt(z z + 225), in fp32
@@ -26,7 +26,9 @@ from overnight.models.gpt2 import Embedding, Linear, flash_attention, manual_att
 from overnight.models.linear import compute_dtype
 from overnight.models.pointwise import relu_squared, rms_norm
 
-ATTENTION_SCALE = 0.12  # of products of normalised queries and keys; 1 / sqrt(128) would be 0.088
+SCALE = (
+    0.12  # of attention's products, for heads of 128, where 1 / sqrt(D) would be 0.088; with sqrt(D) as that
+)
 SOFTCAP = 15.0  # no logit is larger
 SLOWEST = 10_000.0  # positions, over 2 pi, in which the slowest angle turns once (Su et al., 2021)
 
@@ -37,6 +39,7 @@ class CausalSelfAttention(nn.Module):
     def __init__(self, config: ModelConfig, layer: int):
         super().__init__()
         self.n_head, self.layer = config.n_head, layer
+        self.scale = SCALE * math.sqrt(128 / (config.n_embd // config.n_head))
         self.attend = {"flash": flash_attention, "manual": manual_attention}[config.attention]
         self.c_attn = Linear(config.n_embd, 3 * config.n_embd, bias=False)
         self.c_proj = Linear(config.n_embd, config.n_embd, bias=False)
@@ -49,7 +52,7 @@ class CausalSelfAttention(nn.Module):
         q, k, v = (part.transpose(1, 2) for part in (*qk.chunk(2, dim=2), v))  # (B, H, T, D)
         if cache is not None:
             k, v = cache.extend(self.layer, k, v)  # (B, H, S, D)
-        y = self.attend(q, k, v, mask, scale=ATTENTION_SCALE)  # (B, H, T, D)
+        y = self.attend(q, k, v, mask, scale=self.scale)  # (B, H, T, D)
         return self.c_proj(y.transpose(1, 2).reshape(B, T, C))  # (B, T, C)
 
 
