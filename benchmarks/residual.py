@@ -29,7 +29,7 @@ def main() -> None:
             for residual, found in losses.items():
                 run = Path(name) / f"{residual}{seed}"
                 overnight(
-                    "train", "quickstart", "--data", data, "--run", run, "--device", options.device,
+                    "train", "gpt2-quickstart", "--data", data, "--run", run, "--device", options.device,
                     "--precision", "bf16", "--model.residual", residual, "--seed", seed, "--eval-every", 0,
                     "--steps", options.steps, "--sample-every", 0, "--save-every", 0,
                 )  # fmt: skip

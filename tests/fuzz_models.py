@@ -29,6 +29,7 @@ from overnight.report.words import markdown, show
 from overnight.weights.tensors import Weights, shapes
 
 MODEL = ModelConfig(2, 2, 8, 8, 20)
+MODERN = replace(MODEL, architecture="modern", bias=False, activation="relu2")
 NOW = "2026-01-01T00:00:00.000Z"
 RECORDS = [
     {"kind": "event", "step": 0, "time": NOW, "tokens": 0, "name": "start", "detail": {}},
@@ -58,15 +59,16 @@ def tokenizer() -> tokens.Tokenizer:
     return tokens.train_char(["abcdefghijklmnopqrs"])  # with <|endoftext|> 20 ids
 
 
-def make_run(folder: Path) -> Path:
+def make_run(folder: Path, model: ModelConfig = MODEL) -> Path:
     """A run as `train` leaves it, with one checkpoint; its folder."""
     run = folder / "run"
     step = checkpoint.folder(run, 1)
     step.mkdir(parents=True)
-    save_file(random_tensors(), step / WEIGHTS)
-    optimizer = {f"{name}.step": torch.tensor(1.0) for name in random_tensors()}
+    tensors = random_tensors(model)
+    save_file(tensors, step / WEIGHTS)
+    optimizer = {f"{name}.step": torch.tensor(1.0) for name in tensors}
     for key in ("exp_avg", "exp_avg_sq"):
-        optimizer |= {f"{name}.{key}": tensor for name, tensor in random_tensors().items()}
+        optimizer |= {f"{name}.{key}": tensor for name, tensor in random_tensors(model).items()}
     save_file(optimizer, step / OPTIMIZER)
     sums = {name: sha256_file(step / name) for name in (WEIGHTS, OPTIMIZER)}
     known: dict[str, Any] = {
@@ -78,7 +80,7 @@ def make_run(folder: Path) -> Path:
     config = replace(
         presets.quickstart(),
         batch_tokens=64,
-        model=MODEL,
+        model=model,
         device="cpu",
         precision="fp32",
         compile="off",
@@ -205,6 +207,7 @@ def read_report(path: Path) -> None:
 
 READERS: dict[str, Reader] = {
     "config": Reader(lambda folder: make_run(folder) / runs.CONFIG, read_config, json_file),
+    "config-modern": Reader(lambda folder: make_run(folder, MODERN) / runs.CONFIG, read_config, json_file),
     "run-tokenizer": Reader(lambda folder: make_run(folder) / runs.TOKENIZER, read_run, json_file),
     "weights": Reader(lambda folder: make_state(folder).with_name(WEIGHTS), read_weights, safetensors),
     "optimizer": Reader(lambda folder: make_state(folder).with_name(OPTIMIZER), read_optimizer, safetensors),

@@ -170,6 +170,8 @@ FOUND: list[tuple[str, str, Callable[[bytes], bytes]]] = [
     ("too wide", "config", lambda valid: valid.replace(b'"block_size": 8', b'"block_size": ' + b"8" * 300)),
     ("three dimensions", "hf-weights", three_dimensions),
     ("too many layers", "llmc-fp32", layers),
+    ("no width", "config-modern", lambda valid: valid.replace(b'"n_embd": 8', b'"n_embd": 0')),
+    ("no heads", "config-modern", lambda valid: valid.replace(b'"n_head": 2', b'"n_head": 7')),
     (
         "a number too long",
         "stackexchange",

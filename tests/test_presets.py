@@ -21,8 +21,8 @@ RECIPES = {
     "gpt3-350m": ((24, 16, 1024, 2048), (3e-4, 3e-5, 700), (572_204, 524_288), 355.9),
     "gpt3-760m": ((24, 16, 1536, 2048), (2.5e-4, 2.5e-5, 700), (572_204, 524_288), 760.3),
 }
-MODERN = {"modern-124m"}
-OTHERS = {"quickstart", "shakespeare", "shakespeare-cpu", "finetune-shakespeare"}
+MODERN = {"modern-124m", "modern-quickstart", "modern-shakespeare-cpu"}
+OTHERS = {"quickstart", "gpt2-quickstart", "shakespeare", "shakespeare-cpu", "finetune-shakespeare"}
 
 
 def test_no_preset_is_missing() -> None:
@@ -83,6 +83,14 @@ def test_the_modern_recipe_is_the_speedruns() -> None:
     assert all(getattr(config, name) == getattr(gpt2, name) for name in alike)
     assert config.model.block_size == gpt2.model.block_size
     assert config.steps * config.batch_tokens == 1_703_936_000
+
+
+def test_the_quickstart_is_the_better_recipe_by_its_own_name() -> None:
+    config, modern, gpt2 = (
+        PRESETS[name]() for name in ("quickstart", "modern-quickstart", "gpt2-quickstart")
+    )
+    assert config == dataclasses.replace(modern, run="quickstart")
+    assert (modern.data, modern.model.block_size) == (gpt2.data, gpt2.model.block_size) == ("data/stdlib", 64)
 
 
 def test_finetuning_is_nanogpts() -> None:

@@ -17,8 +17,8 @@ from overnight.parallel import as_placed, whole
 from overnight.world import World
 
 # Polynomials a X + b XX'X + c XX'XX'X, one after the other. Each brings an interval of singular values as
-# near to 1 as a quintic can, the first [0.001, 1], the next what that has left, and so on (Polar Express, Amsel
-# et al., 2025), with room for bf16's rounding, 2% above each interval. They end between 0.86 and 1.14.
+# near to 1 as a quintic can, the first [0.001, 1], the next what that has left, and so on (Polar Express,
+# Amsel et al., 2025), with room for bf16's rounding, 2% above each interval. They end between 0.86 and 1.14.
 POLYNOMIALS = [
     (8.1603, -22.5091, 15.9003),
     (4.0457, -2.8128, 0.5008),

@@ -14,15 +14,24 @@ HALF_MILLION = 524_288  # tokens a step: 2**19, the power of two nearest to GPT-
 
 
 def quickstart() -> Config:
-    """A small GPT that writes Python, in under four minutes on two CPU cores.
+    """A small GPT that writes Python, in under four minutes on two CPU cores: modern-quickstart, the better
+    of the two recipes in that time (docs/recipes.md).
 
     overnight prepare stdlib && overnight train quickstart
-    Cost: 2.6 M tokens at 4.2 MFLOP, 11 TFLOP. Result: benchmarks/results/quickstart.json; how this recipe
-    was found: docs/quickstart.md.
+    Result: benchmarks/results/quickstart.json.
+    """
+    return replace(modern_quickstart(), run="quickstart")
+
+
+def gpt2_quickstart() -> Config:
+    """The quickstart with GPT-2's recipe.
+
+    overnight prepare stdlib && overnight train gpt2-quickstart
+    Cost: 2.6 M tokens at 4.2 MFLOP, 11 TFLOP. How this recipe was found: docs/quickstart.md.
     """
     return Config(
         data="data/stdlib",
-        run="quickstart",
+        run="gpt2-quickstart",
         steps=2500,
         batch_tokens=16 * 64,
         eval_every=500,
@@ -189,6 +198,38 @@ def with_muon(**changes: Any) -> OptimConfig:
     return replace(recipe, **changes)
 
 
+def modern_quickstart() -> Config:
+    """The quickstart with the modern recipe.
+
+    overnight prepare stdlib && overnight train modern-quickstart
+    Cost: 2.1 M tokens at 4.2 MFLOP, 9 TFLOP. How this recipe was found: docs/recipes.md.
+    """
+    return replace(
+        gpt2_quickstart(),
+        run="modern-quickstart",
+        steps=2000,
+        model=replace(modern(depth=2), n_head=4, block_size=64),
+        optim=with_muon(lr=0.05, head_lr=0.01, embedding_lr=0.3),
+    )
+
+
+def modern_shakespeare_cpu() -> Config:
+    """Character-level Shakespeare for a CPU, with the modern recipe.
+
+    overnight prepare shakespeare && overnight train modern-shakespeare-cpu
+    Cost: 0.25 M tokens at 2.5 MFLOP, 0.6 TFLOP. What each of its ingredients is worth: docs/recipes.md.
+    """
+    return replace(
+        shakespeare_cpu(),
+        run="modern-shakespeare-cpu",
+        steps=160,
+        batch_tokens=24 * 64,
+        eval_every=80,
+        model=replace(modern(depth=2), n_head=4, block_size=64),
+        optim=with_muon(lr=0.05, head_lr=0.01, embedding_lr=0.3, momentum=0.9, momentum_steps=0),
+    )
+
+
 def modern_124m() -> Config:
     """GPT-2 (124M)'s quality for a sixth of its tokens: the modern recipe, 1.7 B tokens of FineWeb-Edu.
 
@@ -216,8 +257,11 @@ PRESETS: dict[str, Callable[[], Config]] = {
     function.__name__.replace("_", "-"): function
     for function in (
         quickstart,
+        gpt2_quickstart,
+        modern_quickstart,
         shakespeare,
         shakespeare_cpu,
+        modern_shakespeare_cpu,
         finetune_shakespeare,
         gpt2_124m,
         gpt2_350m,

@@ -1,6 +1,7 @@
 """A run's folder: how it is named, and what it says of itself. Needs no torch."""
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,8 @@ def read_config(run: Path) -> tuple[Config, dict[str, Any]]:
     fingerprint)."""
     described = read_json(run / CONFIG, "config")
     extra = {key: described.pop(key, None) for key in ("preset", "auto", "data_fingerprint")}
-    return from_dict(described, str(run / CONFIG)), extra
+    config = from_dict(described, str(run / CONFIG))
+    return replace(config, model=config.model.sized()), extra
 
 
 def existing(name: str) -> Path:
