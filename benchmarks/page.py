@@ -1,4 +1,4 @@
-"""docs/performance.md and the README's table of figures, from the results that are committed.
+"""docs/performance.md, docs/recipes.md and the README's figures, from the results that are committed.
 
     python benchmarks/page.py [--check]     --check: exit code 1 where they are not what the results say
 
@@ -11,6 +11,8 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+
+import recipes_page
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent
@@ -319,7 +321,7 @@ def readme() -> str:
 
 
 def main(*options: str) -> int:
-    for path, text in ((PAGE, page()), (README, readme())):
+    for path, text in ((PAGE, page()), (README, readme()), (recipes_page.PAGE, recipes_page.page())):
         if "--check" not in options:
             path.write_text(text)
         elif path.read_text() != text:

@@ -128,15 +128,15 @@ def no_skip(model: ModernGPT) -> None:
 # The optimizer
 
 
-def adamw_for_matrices(lr: float, betas: tuple[float, float]) -> None:
+def adamw_for_matrices(lr: float) -> None:
     """All else keeps its AdamW and its rates."""
 
     def optimizer(model: nn.Module, config: Any, world: World) -> torch.optim.Optimizer:
         made = optim.muon(model, config, world)
         hidden = [p for group in made.matrices for p in group["params"]]
         decay = config.weight_decay * config.lr / lr  # as much of it in a step
-        group = {"params": hidden, "weight_decay": decay, "ratio": lr / config.lr, "betas": betas}
-        made.adamw.add_param_group(group | {"eps": 1e-8})
+        group = {"params": hidden, "weight_decay": decay, "ratio": lr / config.lr}
+        made.adamw.add_param_group(group | {"betas": (0.9, 0.95), "eps": 1e-8})
         return made.adamw
 
     set_in(step, optimizer=optimizer)
@@ -155,7 +155,9 @@ def plain_momentum() -> None:
 
 VARIANTS: dict[str, Variant] = {
     "the recipe": Variant(),
-    "AdamW for the matrices": Variant(code=partial(adamw_for_matrices, 4e-3, (0.9, 0.95))),
+    "AdamW for the matrices, 0.002": Variant(code=partial(adamw_for_matrices, 2e-3)),
+    "AdamW for the matrices, 0.004": Variant(code=partial(adamw_for_matrices, 4e-3)),
+    "AdamW for the matrices, 0.008": Variant(code=partial(adamw_for_matrices, 8e-3)),
     "Newton-Schulz, 5 x (3.4445, -4.775, 2.0315)": Variant(code=partial(set_in, muon, POLYNOMIALS=JORDAN)),
     "Newton-Schulz, 12 x (2, -1.5, 0.5)": Variant(code=partial(set_in, muon, POLYNOMIALS=CUBIC)),
     "momentum not Nesterov's": Variant(code=plain_momentum),

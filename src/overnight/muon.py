@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from overnight.parallel import as_placed, whole
+from overnight.parallel import part_of, whole
 from overnight.world import World
 
 # Polynomials a X + b XX'X + c XX'XX'X, one after the other. Each brings an interval of singular values as
@@ -89,18 +89,15 @@ class Muon(torch.optim.Optimizer):
         self, parameters: list[Any], group: dict[str, Any], excess: Tensor | None, bad: Tensor | None
     ) -> None:
         """One step of matrices of one shape."""
-        found = [self.direction(p, group["momentum"], excess, bad) for p in parameters]
-        batch = torch.cat([direction.view(-1, *group["shape"]) for direction in found])  # (n, rows, columns)
         rows, columns = group["shape"]
-        keep: Tensor | float = 1.0 if bad is None else 1.0 - bad
-        lr = group["lr"] * keep
-        updates = shared_out(orthogonalise, batch, self.world).float() * (
-            lr * max(1.0, rows / columns) ** 0.5
-        )
-        for p, update in zip(
-            parameters, updates.split([d.numel() // rows // columns for d in found]), strict=True
-        ):
-            p.mul_(1.0 - lr * group["weight_decay"]).sub_(as_placed(update.reshape(p.shape), p))
+        found = [
+            self.direction(p, group["momentum"], excess, bad).view(-1, rows, columns) for p in parameters
+        ]
+        updates = shared_out(orthogonalise, torch.cat(found), self.world).float()  # (n, rows, columns)
+        lr = group["lr"] if bad is None else group["lr"] * (1.0 - bad)
+        updates *= lr * max(1.0, rows / columns) ** 0.5
+        for p, update in zip(parameters, updates.split([len(one) for one in found]), strict=True):
+            p.mul_(1.0 - lr * group["weight_decay"]).sub_(part_of(update.reshape(p.shape), p))
 
     def direction(self, p: Any, momentum: float, excess: Tensor | None, bad: Tensor | None) -> Tensor:
         """Nesterov's momentum with this step's gradient: whole, of a parameter that is sharded too."""

@@ -169,11 +169,18 @@ def as_placed(tensor: Tensor, parameter: Any) -> Tensor:
     sharded one this rank's part."""
     if not hasattr(parameter, "full_tensor") or tensor.dim() == 0:
         return torch.empty_like(tensor, device=parameter.device).copy_(tensor)
+    # Cloned: a part may be a view that keeps the whole alive.
+    return part_of(tensor.to(parameter.device), parameter).clone()
+
+
+def part_of(tensor: Tensor, parameter: Any) -> Tensor:
+    """Of a whole tensor, equal on all ranks, the part that this rank has of `parameter`: where that is not
+    sharded, all."""
+    if not hasattr(parameter, "full_tensor"):
+        return tensor
     from torch.distributed.tensor import distribute_tensor
 
-    # The part, cloned: it may be a view that keeps the whole alive.
-    mesh, placements = parameter.device_mesh, parameter.placements
-    return distribute_tensor(tensor.to(parameter.device), mesh, placements, src_data_rank=None).clone()
+    return distribute_tensor(tensor, parameter.device_mesh, parameter.placements, src_data_rank=None)
 
 
 @contextlib.contextmanager
