@@ -78,7 +78,7 @@ def make_run(folder: Path, model: ModelConfig = MODEL) -> Path:
     described = {one.name: known[one.name] for one in fields(State)}
     (step / STATE).write_text(to_json(described | {"checksum": checkpoint.checksum(described)}))
     config = replace(
-        presets.quickstart(),
+        presets.gpt2_quickstart(),
         batch_tokens=64,
         model=model,
         device="cpu",
@@ -130,7 +130,7 @@ def read_weights(path: Path) -> None:
 
 def read_optimizer(path: Path) -> None:
     model = GPT(MODEL, 20)
-    optimizer = optim.adamw(model, presets.quickstart().optim)
+    optimizer = optim.adamw(model, presets.gpt2_quickstart().optim)
     checkpoint.load_optimizer(path.parent, model, optimizer)
     for parameter in model.parameters():
         parameter.grad = torch.zeros_like(parameter)

@@ -111,6 +111,15 @@ def test_what_is_not_finite_is_refused(name: str, value: float) -> None:
             {"model.n_embd": 0, "model.n_layer": 4, "model.n_head": 3},
             "model.n-head 3 does not divide model.n-embd 256: give one of 1, 2, 4, 8, 16, 32, 64.",
         ),
+        (
+            {"model.n_embd": 320, "model.n_head": 0},
+            "model.n-head 0 is heads of 128, and model.n-embd 320 no multiple: give a number.",
+        ),
+        (
+            {"optim.algorithm": "muon"},
+            "optim.embedding-lr 0.7 is for the modern network's embedding, 50 times as large as "
+            "GPT-2's: give about 6e-4, and optim.scalar-lr too.",
+        ),
         ({"optim.min_lr": 1.0}, "optim.min-lr 1.0 is above optim.lr 0.0006: give at most that."),
         (
             {"batch_tokens": 1000},
@@ -149,7 +158,8 @@ def test_what_does_not_fit_is_refused_word_by_word(changes: dict[str, Any], word
         {"eval_every": 0, "save_every": 0, "sample_every": 0}, {"micro_batch": 64}, {"processes": 64},
         {"seed": 0}, {"batch_tokens": 16}, {"model.n_embd": 1, "model.n_head": 1},
         {"optim.warmup_steps": 10**6}, MODERN, {"model.n_embd": 0, "model.n_head": 0}, {"optim.decay": 1.0},
-        {"optim.momentum": 0.0, "optim.momentum_steps": 0},
+        {"optim.momentum": 0.0, "optim.momentum_steps": 0}, MODERN | {"optim.algorithm": "muon"},
+        {"optim.algorithm": "muon", "optim.embedding_lr": 6e-4},
     ],
     ids=str,
 )  # fmt: skip
@@ -163,7 +173,8 @@ def test_the_borders_are_allowed(changes: dict[str, Any]) -> None:
 def test_depth_is_a_models_one_dial(depth: int, width: int, heads: int) -> None:
     sized = ModelConfig(depth, n_head=0, n_embd=0).sized()
     assert (sized.n_layer, sized.n_embd, sized.n_head) == (depth, width, heads)
-    assert sized.sized() is not None
+    assert sized.sized() == sized
+    assert ModelConfig(10**320 + 1, n_embd=0).sized().n_embd == 64 * (10**320 + 2), "exact, whatever the size"
     assert ModelConfig(depth, n_head=0, n_embd=64).sized().n_head == 1
     assert ModelConfig(depth, n_head=3, n_embd=96).sized() == ModelConfig(depth, n_head=3, n_embd=96)
 

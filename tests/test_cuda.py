@@ -82,6 +82,17 @@ def test_the_gpu_trains_as_the_cpu_does(config: Config, near: float, here: World
     assert losses(config, here) == pytest.approx(cpu, abs=near)
 
 
+def test_the_residual_stream_is_bf16_where_it_is_asked(here: World) -> None:
+    """Norms and powers are fp32 under CUDA's autocast; the stream shall not be."""
+    seen = []
+    for config in (CONFIG, MODERN):
+        model = build(config.model, 500).init_weights(1).to(here.device)
+        model.h[1].register_forward_pre_hook(lambda block, inputs: seen.append(inputs[0].dtype))
+        with torch.autocast("cuda", torch.bfloat16), torch.no_grad():
+            model.hidden(torch.zeros(1, 8, dtype=torch.long, device=here.device))
+    assert seen == [torch.bfloat16, torch.bfloat16]
+
+
 @pytest.mark.parametrize("residual", ["low", "fp32"])
 def test_the_modern_network_in_bf16_is_near_that_in_fp32(residual: str, here: World) -> None:
     config = replace(MODERN, model=replace(MODERN.model, residual=residual))
@@ -98,8 +109,9 @@ def test_every_rung_computes_the_same_training(rung: ladder.Rung, here: World) -
     assert losses(rung.change(half, place), here) == pytest.approx(losses(first, here), abs=2e-2)
 
 
-def test_a_captured_step_writes_what_an_eager_one_does(here: World) -> None:
-    model = build(MODEL, 500).init_weights(1).to(here.device).eval()
+@pytest.mark.parametrize("config", [CONFIG, MODERN], ids=["gpt2", "modern"])
+def test_a_captured_step_writes_what_an_eager_one_does(config: Config, here: World) -> None:
+    model = build(config.model, 500).init_weights(1).to(here.device).eval()
     prompts = [torch.arange(5, device=here.device), torch.arange(9, device=here.device)]
     written = []
     for static in (True, False):
@@ -111,8 +123,9 @@ def test_a_captured_step_writes_what_an_eager_one_does(here: World) -> None:
     assert written[0] == written[1]
 
 
-def test_validation_is_that_of_the_cpu(here: World) -> None:
-    model = build(MODEL, 500).init_weights(1)
+@pytest.mark.parametrize("config", [CONFIG, MODERN], ids=["gpt2", "modern"])
+def test_validation_is_that_of_the_cpu(config: Config, here: World) -> None:
+    model = build(config.model, 500).init_weights(1)
     lengths = np.ones(512, dtype=np.int64)
     cpu = World(torch.device("cpu"))
     expected = dict(validation(model, TOKENS, lengths, 128, None, cpu, nullcontext))

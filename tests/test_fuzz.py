@@ -120,6 +120,11 @@ def doubling_merges(valid: bytes) -> bytes:
     return json.dumps({"kind": "bpe", "vocab_size": 347, "eot": 346, "merges": merges}).encode()
 
 
+def endless(valid: bytes) -> bytes:
+    """More layers than a float can count, whose width would follow from them."""
+    return valid.replace(b'"n_layer": 2', b'"n_layer": ' + b"8" * 320).replace(b'"n_embd": 8', b'"n_embd": 0')
+
+
 def layers(valid: bytes) -> bytes:
     """A model of llm.c with 2,000 layers of width 1, as long as its header says."""
     numbers = 2 + 2000 * 25 + 2
@@ -171,6 +176,7 @@ FOUND: list[tuple[str, str, Callable[[bytes], bytes]]] = [
     ("three dimensions", "hf-weights", three_dimensions),
     ("too many layers", "llmc-fp32", layers),
     ("no width", "config-modern", lambda valid: valid.replace(b'"n_embd": 8', b'"n_embd": 0')),
+    ("endless layers of no width", "config-modern", endless),
     ("no heads", "config-modern", lambda valid: valid.replace(b'"n_head": 2', b'"n_head": 7')),
     (
         "a number too long",

@@ -63,6 +63,20 @@ def test_its_weights_begin_another_run_of_its_kind_only(cli: Cli, run: Path, dat
     assert (begun.weights.tensors["lm_head.weight"][ids:] == 0).all()
 
 
+def test_another_optimizer_does_not_go_on(cli: Cli, run: Path, data_folder: Path) -> None:
+    """Neither by its config, nor where only the config was changed by hand."""
+    line = ["train", "shakespeare-cpu", "--data", data_folder, "--run", "m", *TINY, *MODERN, "--steps", 6]
+    line += ["--eval-every", 2, "--save-every", 2, "--optim.algorithm", "adamw"]
+    refused = cli(*line)
+    assert refused.code == 2
+    assert "optim.algorithm muon -> adamw" in refused.err
+    config = run / "config.json"
+    config.write_text(config.read_text().replace('"algorithm": "muon"', '"algorithm": "adamw"'))
+    refused = cli(*line)
+    assert refused.code == 2
+    assert "optimizer.safetensors does not fit the model" in refused.err
+
+
 def test_depth_sizes_a_run(cli: Cli, data_folder: Path, tmp_path: Path) -> None:
     """What is 0 in a preset is a number in the run, and the run goes on."""
     line = ["--data", data_folder, "--run", tmp_path / "deep", "--device", "cpu", "--model.n-layer", 3]
@@ -70,6 +84,9 @@ def test_depth_sizes_a_run(cli: Cli, data_folder: Path, tmp_path: Path) -> None:
     assert cli("train", "modern-124m", *line, "--steps", 1, "--sample.count", 1).code == 0
     config = json.loads((tmp_path / "deep" / "config.json").read_text())
     assert (config["model"]["n_embd"], config["model"]["n_head"]) == (256, 2)
+    report = cli("report", tmp_path / "deep", "--markdown").out
+    assert "--model.n-layer 3" in report
+    assert "--model.n-embd" not in report, "nobody gave it: it followed from the depth"
     assert cli("train", "modern-124m", *line, "--steps", 2, "--sample.count", 1).code == 0
 
 

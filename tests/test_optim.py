@@ -59,6 +59,13 @@ def test_the_speedruns_schedule() -> None:
     assert learning_rate(3250, steps, config) == 0
 
 
+def test_a_trapezoid_has_no_jump_where_its_warm_up_is_long() -> None:
+    config = OptimConfig(lr=1.0, min_lr=0.0, warmup_steps=50, schedule="trapezoid", decay=0.7)
+    rates = [learning_rate(step, 100, config) for step in range(101)]
+    assert max(abs(b - a) for a, b in pairwise(rates)) < 0.021
+    assert max(rates) == pytest.approx(0.84, abs=0.02), "where the two lines meet: 1/50 up, 1/70 down"
+
+
 def test_momentum_rises_in_a_line() -> None:
     config = OptimConfig(momentum=0.95, momentum_steps=10)
     assert [momentum(step, config) for step in (0, 5, 10, 500)] == pytest.approx([0.85, 0.9, 0.95, 0.95])

@@ -238,7 +238,11 @@ def load_optimizer(path: Path, model: nn.Module, optimizer: torch.optim.Optimize
         if p in by_momentum:  # Muon's
             shapes[f"{name}.momentum_buffer"] = tuple(p.shape)
         else:  # AdamW's
-            shapes |= {f"{name}.step": (), f"{name}.exp_avg": p.shape, f"{name}.exp_avg_sq": tuple(p.shape)}
+            shapes |= {
+                f"{name}.step": (),
+                f"{name}.exp_avg": tuple(p.shape),
+                f"{name}.exp_avg_sq": tuple(p.shape),
+            }
     tensors = read_fitting(path / OPTIMIZER, shapes)
     for name in shapes:
         parameter, _, key = name.rpartition(".")

@@ -14,6 +14,7 @@ from overnight.errors import near, refuse
 
 Auto = Literal["auto"]
 TRACKERS = ("tensorboard", "wandb")
+LARGE_EMBEDDING_LR = 0.05  # GPT-2's embedding is N(0, 0.02), and AdamW moves each number by the rate
 RAMP_START = 32_768  # tokens a step at the start of a batch ramp (GPT-3's paper, table 2.1 and appendix B)
 
 
@@ -26,7 +27,7 @@ class ModelConfig:
     n_layer: int = 12
     """Blocks of attention and MLP."""
     n_head: int = 12
-    """Attention heads of a block; divides n_embd. 0: heads of 128."""
+    """Attention heads of a block; divides n_embd. 0: heads of 128 (or one, of less)."""
     n_embd: int = 768
     """Width of the residual stream. 0: 64 a layer, rounded up to heads of 128."""
     block_size: int = 1024
@@ -48,14 +49,16 @@ class ModelConfig:
 
     def sized(self) -> "ModelConfig":
         """The same, with the width that goes with the depth in the place of 0, and so many heads of 128."""
-        n_embd = self.n_embd or 128 * math.ceil(self.n_layer / 2)
+        n_embd = self.n_embd or 128 * -(-self.n_layer // 2)
         return replace(self, n_embd=n_embd, n_head=self.n_head or max(1, n_embd // 128))
 
     def problems(self) -> Iterator[str]:
         yield from at_least(self, "model.", 1, "n_layer", "block_size", "vocab_size")
         yield from at_least(self, "model.", 0, "n_head", "n_embd")
         n_head, n_embd = self.sized().n_head, self.sized().n_embd
-        if n_head > 0 and n_embd % n_head:
+        if self.n_head == 0 and n_embd > 128 and n_embd % 128:
+            yield f"model.n-head 0 is heads of 128, and model.n-embd {n_embd} no multiple: give a number."
+        elif n_head > 0 and n_embd % n_head:
             fits = [str(n) for n in range(1, min(n_embd, 64) + 1) if n_embd % n == 0]
             yield (
                 f"model.n-head {n_head} does not divide model.n-embd {n_embd}: give one of {', '.join(fits)}."
@@ -260,6 +263,14 @@ class Config:
         yield from self.optim.problems()
         yield from self.train.problems()
         yield from self.sample.problems()
+        if (self.optim.algorithm, self.model.architecture) == (
+            "muon",
+            "gpt2",
+        ) and self.optim.embedding_lr > LARGE_EMBEDDING_LR:
+            yield (
+                f"optim.embedding-lr {self.optim.embedding_lr} is for the modern network's embedding, "
+                "50 times as large as GPT-2's: give about 6e-4, and optim.scalar-lr too."
+            )
         if min(self.batch_tokens, self.model.block_size, self.processes) > 0:
             yield from self.batch_problems()
 

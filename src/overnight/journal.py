@@ -138,9 +138,10 @@ class Journal:
 
     def check_first_loss(self, loss: float) -> None:
         """A fresh model knows nothing: its loss is that of guessing evenly, ln(vocabulary), plus half the
-        variance of its logits (0.02 times a vector of length sqrt(n_embd))."""
+        variance of its logits (GPT-2's: 0.02 times a vector of length sqrt(n_embd); modern ones are 0)."""
         expected = math.log(self.start.data.tokenizer.vocab_size)
-        allowed = 0.1 + 0.5 * 0.02**2 * self.config.model.n_embd
+        model = self.config.model
+        allowed = 0.1 + (0.5 * 0.02**2 * model.n_embd if model.architecture == "gpt2" else 0.0)
         sane = abs(loss - expected) <= allowed
         self.event(0, "initial_loss", {"loss": loss, "ln_vocabulary": expected, "sane": sane})
         verdict = (

@@ -75,7 +75,7 @@ class Muon(torch.optim.Optimizer):
         adamw.state = self.state
 
     @torch.no_grad()
-    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+    def step(self) -> None:  # type: ignore[override]
         excess, bad = getattr(self, "grad_scale", None), getattr(self, "found_inf", None)
         if excess is not None:
             self.adamw.grad_scale, self.adamw.found_inf = excess, bad  # type: ignore[attr-defined]

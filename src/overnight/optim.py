@@ -72,16 +72,17 @@ def learning_rate(step: int, steps: int, config: OptimConfig) -> float:
 
     A linear warm-up that starts above 0 and reaches lr at its last step; then down to min_lr, reached behind
     the last step: in half a cosine, in a line, or level until a line over the last `decay` of all steps
-    (trapezoid). Or a level line.
+    (trapezoid), which may begin before the warm-up has ended. Or a level line.
     """
+    rising = config.lr * (step + 1) / max(1, config.warmup_steps)
+    if config.schedule == "trapezoid":
+        height = min(1.0, max(0.0, 1 - step / steps) / config.decay)
+        falling = config.min_lr + height * (config.lr - config.min_lr)
+        return min(rising, falling) if step < config.warmup_steps else falling
     if step < config.warmup_steps:
-        return config.lr * (step + 1) / config.warmup_steps
+        return rising
     if config.schedule == "constant":
         return config.lr
     progress = min(1.0, (step - config.warmup_steps) / max(1, steps - config.warmup_steps))
-    height = {
-        "cosine": 0.5 * (1 + math.cos(math.pi * progress)),
-        "linear": 1 - progress,
-        "trapezoid": min(1.0, max(0.0, 1 - step / steps) / config.decay),
-    }[config.schedule]
+    height = {"cosine": 0.5 * (1 + math.cos(math.pi * progress)), "linear": 1 - progress}[config.schedule]
     return config.min_lr + height * (config.lr - config.min_lr)

@@ -133,7 +133,7 @@ def shard(model: Network, world: World, compiled: bool) -> Network:
         # Only what the block computes is compiled: FSDP's hooks stay around it.
         block.forward = torch.compile(forward) if compiled else forward
         fully_shard(block, mesh=mesh)
-    fully_shard(model, mesh=mesh)  # the embeddings and the last norm
+    fully_shard(model, mesh=mesh)  # what is around the blocks
     for part in (*model.h, model):
         # gloo has no trustworthy mean: sum, then divide.
         part.set_force_sum_reduction_for_comms(world.device.type == "cpu")

@@ -95,13 +95,15 @@ def memory(
     kept += 10 * C * width
     if model.logits == "whole":
         # Log-probabilities, their gradient and the logits' in fp32; with autocast the logits as well.
-        logits = tokens * V * (12 + (2 if half else 0))
+        logits = tokens * V * (12 + (2 if half else 0) + (8 if model.architecture == "modern" else 0))
     else:
-        # Of a part: logits and log-probabilities in fp32, with autocast the logits and their gradient too.
+        # Of a part: logits and log-probabilities in fp32, with autocast the logits and their gradient too;
+        # and what bounds the modern network's.
         # Of all: the token embedding's gradient in fp32, as a head (twice while it is scaled) and as a table;
         # that of the last layer's output.
         part = min(tokens, rows_at_once(device, V))
-        logits = part * V * (8 + (4 if half else 0)) + 3 * 4 * V * C + tokens * C * width
+        of_part = 8 + (4 if half else 0) + (4 if model.architecture == "modern" else 0)
+        logits = part * V * of_part + 3 * 4 * V * C + tokens * C * width
     parts = {
         "process": PROCESS[device],
         "weights": n * (6 if half else 4) // shards,  # autocast keeps a copy
@@ -115,7 +117,8 @@ def memory(
     if shards > 1:
         # Whole while they work: the embeddings, a block and the next one. Gradients are whole until the last
         # micro-step; evaluations take their place with a whole copy of the weights.
-        parts["unsharded"] = ((V + T) * C + 2 * 12 * C * C) * (6 if half else 4)
+        around = 2 * V if model.architecture == "modern" else V + T  # rows outside of the blocks
+        parts["unsharded"] = (around * C + 2 * 12 * C * C) * (6 if half else 4)
     return parts
 
 

@@ -52,8 +52,9 @@ class World:
         """The parts of all ranks, of one shape, behind one another: (n, ...) -> (size n, ...)."""
         if self.size == 1:
             return part
+        part = part.contiguous()
         found = [torch.empty_like(part) for _ in range(self.size)]
-        dist.all_gather(found, part.contiguous())
+        dist.all_gather(found, part)
         return torch.cat(found)
 
     def agrees(self, number: int) -> bool:

@@ -96,7 +96,6 @@ def test_the_modern_recipe_has_its_own_curve() -> None:
     assert "track 3" in (reference.unusual(fineweb, modern, 3250, 3.45) or "")
     assert reference.unusual(fineweb, modern, 2500, 9.9) is None, "GPT-2's curves are not its own"
     assert reference.unusual(EDU, modern, 3250, 9.9) is None
-    assert [one.better for one in reference.standing(fineweb, 3.275)] == [True, False]
 
 
 def test_levels_name_whose_they_are() -> None:

@@ -5,6 +5,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from torch import Tensor
+from torch._subclasses import FakeTensorMode
 from torch.nn import functional as F
 
 from overnight.models.pointwise import EPS, ReLUSquared, RMSNorm, relu_squared, rms_norm
@@ -54,3 +55,17 @@ def test_a_view_is_normalised_as_its_copy() -> None:
 def test_other_types_stay_what_they_are() -> None:
     x = torch.ones(2, 4, dtype=torch.bfloat16)
     assert rms_norm(x).dtype == relu_squared(x).dtype == torch.bfloat16
+
+
+def test_autocast_on_cuda_leaves_the_types_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It has a list of its own of what is fp32; made-up tensors have no numbers, but the types are real."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    torch.set_autocast_enabled("cuda", True)
+    torch.set_autocast_dtype("cuda", torch.bfloat16)
+    try:
+        with FakeTensorMode():
+            x = torch.ones(2, 4, device="cuda", dtype=torch.bfloat16)
+            assert rms_norm(x).dtype == relu_squared(x).dtype == torch.bfloat16
+            assert F.rms_norm(x, (4,)).dtype == torch.float32, "torch's own would not"
+    finally:
+        torch.set_autocast_enabled("cuda", False)

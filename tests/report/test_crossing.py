@@ -1,6 +1,7 @@
 """What the loss that one run ends with cost another."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tests.report.made import Night, lecture, make_run
@@ -9,7 +10,9 @@ from overnight.report.crossing import crossings
 from overnight.report.facts import label, open_run
 
 
-def run_of(folder: Path, name: str, losses: dict[int, float], seconds: float, data: str | None = "d") -> Path:
+def run_of(
+    folder: Path, name: str, losses: dict[int, float], seconds: float, data: str | None = "d", **changes: Any
+) -> Path:
     """A run of 524,288 tokens and `seconds` a step with these validation losses."""
     night = Night()
     night.event(0, "start")
@@ -18,7 +21,7 @@ def run_of(folder: Path, name: str, losses: dict[int, float], seconds: float, da
         night.train(step, seconds=seconds * (step - last))
         night.validate(step, loss)
         last = step
-    run = make_run(folder / name, lecture(folder / name), night, data)
+    run = make_run(folder / name, lecture(folder / name, **changes), night, data)
     night.write(run)
     return run
 
@@ -40,7 +43,7 @@ def test_by_hand(tmp_path: Path) -> None:
     fast = run_of(tmp_path, "fast", FAST, seconds=2.0)
     (sentence,) = told(slow, fast)
     assert sentence == (
-        "fast has slow's 3.2500 after 786 M tokens in place of 2.10 B (38%) and 50 min 24 s in place of "
+        "fast has slow's 3.2500 after 786 M tokens in place of 2.10 B (38%), and 50 min 24 s in place of "
         "1 h 07 min."
     )
     assert told(fast, slow) == [sentence], "in whatever order they are named"
@@ -48,11 +51,28 @@ def test_by_hand(tmp_path: Path) -> None:
 
 def test_of_three_the_best_is_compared_with_both(tmp_path: Path) -> None:
     runs = [
-        run_of(tmp_path, name, losses, 1.0) for name, losses in (("a", SLOW), ("b", FAST), ("c", {9: 8.0}))
+        run_of(tmp_path, name, losses, 1.0) for name, losses in (("a", SLOW), ("b", FAST), ("c", {700: 4.0}))
     ]
     assert [sentence.partition(" after ")[0] for sentence in told(*runs)] == [
-        "b has a's 3.2500", "b has c's 8.0000",
+        "b has a's 3.2500", "b has c's 4.0000",
     ]  # fmt: skip
+
+
+def test_who_is_better_in_the_end_but_was_not_earlier_says_nothing(tmp_path: Path) -> None:
+    late = run_of(tmp_path, "late", {2000: 4.1, 4000: 3.3, 6000: 3.2}, 1.0)
+    assert told(run_of(tmp_path, "early", {1000: 3.6, 2000: 3.4}, 1.0), late) == []
+
+
+def test_a_run_that_began_with_anothers_weights_is_not_compared(tmp_path: Path) -> None:
+    fresh = run_of(tmp_path, "a", SLOW, 1.0)
+    assert told(fresh, run_of(tmp_path, "b", FAST, 1.0, init_from="runs/c@100")) == []
+
+
+def test_times_of_other_machines_are_not_compared(tmp_path: Path) -> None:
+    slow, fast = run_of(tmp_path, "slow", SLOW, 1.0), run_of(tmp_path, "fast", FAST, 1.0)
+    where = fast / "environment.json"
+    where.write_text(where.read_text().replace("A100", "H100"))
+    assert told(slow, fast) == ["fast has slow's 3.2500 after 786 M tokens in place of 2.10 B (38%)."]
 
 
 @pytest.mark.parametrize("data", ["other", None])

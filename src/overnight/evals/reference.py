@@ -82,14 +82,8 @@ CURVES = (
     ),
 )
 
-# (whose, loss) on the first shard of a corpus, or its first 10 M tokens.
-LOSSES = {
-    "fineweb-edu": (("OpenAI's GPT-2 124M (lecture notebook)", 3.2924),),
-    "fineweb": (
-        ("modded-nanogpt's track 3 after 1.70 B tokens", 3.2787),
-        ("llm.c's GPT-2 124M after 10.26 B tokens", 3.2722),
-    ),
-}
+# (whose, loss) on the first shard of a corpus.
+LOSSES = {"fineweb-edu": (("OpenAI's GPT-2 124M (lecture notebook)", 3.2924),)}
 
 # style -> (whose, acc_norm) on the whole validation set.
 HELLASWAG = {

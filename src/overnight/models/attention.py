@@ -77,7 +77,7 @@ def timed(
     model = config.model
     assert isinstance(config.micro_batch, int)
     shape = (config.micro_batch, model.block_size, 3 * model.n_head, model.n_embd // model.n_head)
-    # As the model lays them out: strided views of one product.
+    # As GPT-2 lays them out: strided views of one product.
     qkv = torch.randn(shape, device=device, dtype=dtype, requires_grad=True)
     q, k, v = qkv.transpose(1, 2).chunk(3, dim=1)
     began, ended = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)

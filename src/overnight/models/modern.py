@@ -26,9 +26,8 @@ from overnight.models.gpt2 import Embedding, Linear, flash_attention, manual_att
 from overnight.models.linear import compute_dtype
 from overnight.models.pointwise import relu_squared, rms_norm
 
-SCALE = (
-    0.12  # of attention's products, for heads of 128, where 1 / sqrt(D) would be 0.088; with sqrt(D) as that
-)
+# Of attention's products for heads of 128, where 1 / sqrt(D) is 0.088; for others in the same proportion.
+SCALE = 0.12
 SOFTCAP = 15.0  # no logit is larger
 SLOWEST = 10_000.0  # positions, over 2 pi, in which the slowest angle turns once (Su et al., 2021)
 

@@ -23,12 +23,16 @@ def by_hand(x: Tensor) -> bool:
 def rms_norm(x: Tensor) -> Tensor:
     """x / sqrt(mean(x x) + eps), the root mean square norm without gains (Zhang and Sennrich, 2019):
     (..., C) -> (..., C) of the same type."""
-    return RMSNorm.apply(x) if by_hand(x) else F.rms_norm(x, x.shape[-1:], eps=EPS)
+    # Autocast lets it give fp32 on CUDA, and would take the residual stream along.
+    return RMSNorm.apply(x) if by_hand(x) else F.rms_norm(x, x.shape[-1:], eps=EPS).to(x.dtype)
 
 
 def relu_squared(x: Tensor) -> Tensor:
-    """max(x, 0)^2 (So et al., 2021)."""
-    return ReLUSquared.apply(x) if by_hand(x) else F.relu(x).square()
+    """max(x, 0)^2, of the same type (So et al., 2021)."""
+    if by_hand(x):
+        return ReLUSquared.apply(x)
+    r = F.relu(x)
+    return r * r  # autocast makes powers fp32, products not
 
 
 class RMSNorm(torch.autograd.Function):

@@ -3,7 +3,7 @@
 import contextlib
 import math
 import shlex
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -133,7 +133,9 @@ class Run:
         """Fields that differ from the preset's (its value, the run's); what auto chose is not one."""
         if self.config is None or self.preset not in PRESETS:
             return {}
-        theirs = dict(fields_of(PRESETS[self.preset]()))
+        preset, n_layer = PRESETS[self.preset](), self.config.model.n_layer
+        follows = replace(preset.model, n_layer=n_layer).sized()  # the width from the depth, where it is 0
+        theirs = dict(fields_of(replace(preset, model=replace(follows, n_layer=preset.model.n_layer))))
         return {
             name: (theirs[name], value)
             for name, value in fields_of(self.config)
