@@ -101,6 +101,7 @@ class Bench:
         mfu = self.figures["overnight"]["mfu"]
         self.row("training, tokens/s", f"{ours:,.0f}", "H200: 560,000")
         self.row("  MFU (855 MFLOP a token)", f"{mfu:.1%}" if mfu else "peak not known", "48%")
+        self.part("  the modern recipe", self.modern, 90)
         others = {LECTURE: (peers.lecture, rows // 2)}
         if self.nanogpt:
             others["nanoGPT, compiled"] = partial(peers.nanogpt, self.nanogpt.resolve()), rows // 4
@@ -113,6 +114,10 @@ class Bench:
                 self.row(f"  {name}", f"{theirs:,.0f}: ours {ours / theirs:.2f} times as fast", goal)
 
             self.part(f"  {name}", beside, 90)
+
+    def modern(self) -> None:
+        rate = self.steps("modern", peers.modern, 2 if self.small else 64, not self.small)
+        self.row("  the modern recipe, tokens/s", f"{rate:,.0f}", "H200: 450,000")
 
     # What stands around the steps
 

@@ -20,7 +20,8 @@ from torch.nn import functional as F
 from overnight import stopwatch, world
 from overnight.config import Config, ModelConfig, OptimConfig
 from overnight.data.batches import Batches
-from overnight.models.gpt2 import GPT
+from overnight.models.networks import build
+from overnight.presets import PRESETS
 from overnight.step import Engine, frozen_garbage
 
 Step = Callable[[], float]
@@ -55,7 +56,7 @@ def overnight(setting: Setting, change: Callable[[Config], Config] = lambda conf
     assert isinstance(vocabulary, int)
     n_tokens = min(vocabulary, 50_257)
     batches = Batches(stopwatch.tokens(n_tokens), T, config.sequences, seed=1)
-    engine = Engine(GPT(config.model, n_tokens).init_weights(1), config, batches, here, stopwatch.give_up)
+    engine = Engine(build(config.model, n_tokens).init_weights(1), config, batches, here, stopwatch.give_up)
     steps = iter(range(1, 10**6))
 
     def step() -> float:
@@ -75,6 +76,18 @@ def as_in_the_lecture(config: Config) -> Config:
 
 def lecture(setting: Setting) -> Step:
     return overnight(setting, as_in_the_lecture)
+
+
+def as_modern(config: Config) -> Config:
+    """The modern recipe at the same depth, width and vocabulary."""
+    recipe, model = PRESETS["modern-124m"](), config.model
+    sizes = {"n_layer": model.n_layer, "n_embd": model.n_embd, "block_size": model.block_size}
+    network = replace(recipe.model, **sizes, vocab_size=model.vocab_size).sized()
+    return replace(config, model=network, optim=recipe.optim)
+
+
+def modern(setting: Setting) -> Step:
+    return overnight(setting, as_modern)
 
 
 def usual(

@@ -8,6 +8,8 @@ nothing else. Results are losses, so that it does not matter what else the machi
 """
 
 import argparse
+import json
+import os
 import statistics
 import tempfile
 from collections.abc import Callable, Iterator
@@ -22,7 +24,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from common import overnight, progress, save
+from common import RESULTS, overnight, progress, save
 from overnight import muon, optim, step
 from overnight.config import Config
 from overnight.data.batches import Batches
@@ -158,6 +160,7 @@ VARIANTS: dict[str, Variant] = {
     "AdamW for the matrices, 0.002": Variant(code=partial(adamw_for_matrices, 2e-3)),
     "AdamW for the matrices, 0.004": Variant(code=partial(adamw_for_matrices, 4e-3)),
     "AdamW for the matrices, 0.008": Variant(code=partial(adamw_for_matrices, 8e-3)),
+    "AdamW for the matrices, 0.016": Variant(code=partial(adamw_for_matrices, 1.6e-2)),
     "Newton-Schulz, 5 x (3.4445, -4.775, 2.0315)": Variant(code=partial(set_in, muon, POLYNOMIALS=JORDAN)),
     "Newton-Schulz, 12 x (2, -1.5, 0.5)": Variant(code=partial(set_in, muon, POLYNOMIALS=CUBIC)),
     "momentum not Nesterov's": Variant(code=plain_momentum),
@@ -218,6 +221,7 @@ def loss_of(name: str, seed: int, data_folder: Path) -> float:
 
 def measured(names: list[str], seeds: int, data: Path) -> Iterator[tuple[str, list[float]]]:
     """Every variant's losses, two processes of one thread at a time, each process for one run."""
+    os.environ["OMP_NUM_THREADS"] = "1"  # of the processes to come
     with ProcessPoolExecutor(2, get_context("spawn"), max_tasks_per_child=1) as pool:
         runs = {
             name: [pool.submit(loss_of, name, seed, data) for seed in range(1, seeds + 1)] for name in names
@@ -238,9 +242,14 @@ def main() -> None:
         data = Path(name) / "data"
         overnight("prepare", f"text:{options.text}", "--tokenizer", "char", "--out", data)
         found = dict(measured(options.only, options.seeds, data))
-    if list(found) == list(VARIANTS):
-        config = PRESETS["modern-shakespeare-cpu"]()
-        save("recipes", {"steps": config.steps, "seeds": options.seeds, "losses": found}, quiet=True)
+    figures = {"steps": PRESETS["modern-shakespeare-cpu"]().steps, "seeds": options.seeds}
+    if len(found) < len(VARIANTS):  # some of them anew, or for the first time: with the others of this kind
+        before = json.loads((RESULTS / "recipes.json").read_text())["figures"]
+        assert {name: before[name] for name in figures} == figures, "the others are of other runs"
+        found = before["losses"] | found
+    save(
+        "recipes", figures | {"losses": {name: found[name] for name in VARIANTS if name in found}}, quiet=True
+    )
 
 
 if __name__ == "__main__":
