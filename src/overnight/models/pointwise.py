@@ -23,16 +23,25 @@ def by_hand(x: Tensor) -> bool:
 def rms_norm(x: Tensor) -> Tensor:
     """x / sqrt(mean(x x) + eps), the root mean square norm without gains (Zhang and Sennrich, 2019):
     (..., C) -> (..., C) of the same type."""
+    if by_hand(x):
+        return RMSNorm.apply(x) if torch.is_grad_enabled() else normalised(x)[0]
     # Autocast lets it give fp32 on CUDA, and would take the residual stream along.
-    return RMSNorm.apply(x) if by_hand(x) else F.rms_norm(x, x.shape[-1:], eps=EPS).to(x.dtype)
+    return F.rms_norm(x, x.shape[-1:], eps=EPS).to(x.dtype)
 
 
 def relu_squared(x: Tensor) -> Tensor:
     """max(x, 0)^2, of the same type (So et al., 2021)."""
-    if by_hand(x):
+    if by_hand(x) and torch.is_grad_enabled():
         return ReLUSquared.apply(x)
     r = F.relu(x)
     return r * r  # autocast makes powers fp32, products not
+
+
+def normalised(x: Tensor) -> tuple[Tensor, Tensor]:
+    """x r, (..., C), and r, (..., 1)."""
+    norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+    r = (norm.square() / x.size(-1) + EPS).rsqrt()
+    return x * r, r
 
 
 class RMSNorm(torch.autograd.Function):
@@ -41,9 +50,7 @@ class RMSNorm(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
-        norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)  # (..., 1)
-        r = (norm.square() / x.size(-1) + EPS).rsqrt()
-        y = x * r
+        y, r = normalised(x)
         ctx.save_for_backward(y, r)
         return y
 
