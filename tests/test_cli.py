@@ -80,7 +80,7 @@ WRONG = {
     "--verbose": "--verbose",
     "train": "which preset?",
     "train --steps 3": "which preset?",
-    "train no-such-preset": "The presets are quickstart, shakespeare",
+    "train no-such-preset": "The presets are quickstart, gpt2-quickstart",
     "train gpt2-124": "Did you mean gpt2-124m?",
     f"{GO} --stepz 3": "unknown option --stepz. Did you mean --steps?",
     f"{GO} --model.n-heads 2": "Did you mean --model.n-head?",
