@@ -10,30 +10,14 @@ import statistics
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import recipes_page
+from tables import load, table, there
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent
 PAGE, README = ROOT / "docs" / "performance.md", ROOT / "README.md"
 BEGIN, END = "<!-- figures: benchmarks/page.py -->", "<!-- end of figures -->"
-
-
-def load(name: str) -> dict[str, Any]:
-    return json.loads((HERE / "results" / f"{name}.json").read_text())
-
-
-def there(name: str) -> bool:
-    return (HERE / "results" / f"{name}.json").is_file()
-
-
-def line(*cells: object) -> str:
-    return f"| {' | '.join(str(cell) for cell in cells)} |"
-
-
-def table(head: list[str], rows: list[list[object]]) -> str:
-    return "\n".join([line(*head), line(*("---" for _ in head)), *(line(*row) for row in rows)])
 
 
 def machine(name: str) -> str:

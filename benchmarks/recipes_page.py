@@ -1,10 +1,10 @@
 """docs/recipes.md from recipes.template.md and the results of modern.py and recipes.py."""
 
-import json
 import math
 import statistics
 from pathlib import Path
-from typing import Any
+
+from tables import load, table
 
 HERE = Path(__file__).parent
 PAGE = HERE.parent / "docs" / "recipes.md"
@@ -29,56 +29,46 @@ AT_124M = {
 }
 
 
-def load(name: str) -> dict[str, Any]:
-    return json.loads((HERE / "results" / f"{name}.json").read_text())["figures"]
-
-
-def line(*cells: object) -> str:
-    return f"| {' | '.join(map(str, cells))} |"
-
-
 def ablations() -> str:
     """A row a variant, by what it costs."""
-    losses: dict[str, list[float]] = load("recipes")["losses"]
+    losses: dict[str, list[float]] = load("recipes")["figures"]["losses"]
     whole = statistics.mean(losses["the recipe"])
-    rows = [line("without, or with", "loss", "deviation", "worse by", "at 124M"), line(*["---"] * 5)]
+    rows: list[list[object]] = []
     for name, found in sorted(losses.items(), key=lambda one: -statistics.mean(one[1])):
         mean, deviation = statistics.mean(found), statistics.stdev(found)
         at_124m = next((text for key, text in AT_124M.items() if name.startswith(key)), "")
         shown = f"**{name}**" if name == "the recipe" else name
-        rows.append(line(shown, f"{mean:.4f}", f"{deviation:.4f}", f"{mean - whole:+.4f}", at_124m))
-    return "\n".join(rows)
+        rows.append([shown, f"{mean:.4f}", f"{deviation:.4f}", f"{mean - whole:+.4f}", at_124m])
+    return table(["without, or with", "loss", "deviation", "worse by", "at 124M"], rows)
 
 
 def chance() -> float:
     """Two standard errors of a difference of means."""
-    figures = load("recipes")
+    figures = load("recipes")["figures"]
     variances = [statistics.variance(found) for found in figures["losses"].values()]
     return 2 * math.sqrt(2 * statistics.mean(variances) / figures["seeds"])
 
 
 def times() -> str:
     """Both recipes on both tasks."""
-    found = load("modern")
-    rows = [line("preset", "loss", "bits per byte", "training", "start to end", "a step"), line(*["---"] * 6)]
+    found = load("modern")["figures"]
+    rows: list[list[object]] = []
     for preset in ("shakespeare-cpu", "modern-shakespeare-cpu", "gpt2-quickstart", "modern-quickstart"):
         one = found[preset]
         spread = f"{min(one['loss']):.3f} to {max(one['loss']):.3f}"
         rows.append(
-            line(
+            [
                 f"`{preset}`", f"{one['median_loss']:.4f} ({spread})", f"{one['median_bits_per_byte']:.4f}",
                 f"{one['median_training_seconds']:.1f} s", f"{one['median_seconds']:.1f} s",
                 f"{one['median_step_ms']:.1f} ms",
-            )
+            ]
         )  # fmt: skip
-    return "\n".join(rows)
+    return table(["preset", "loss", "bits per byte", "training", "start to end", "a step"], rows)
 
 
 def page() -> str:
-    recipe = load("recipes")
-    ours, theirs = (
-        load("modern")[name]["median_bits_per_byte"] for name in ("modern-quickstart", "gpt2-quickstart")
-    )
+    recipe, modern = load("recipes")["figures"], load("modern")["figures"]
+    ours, theirs = (modern[f"{name}-quickstart"]["median_bits_per_byte"] for name in ("modern", "gpt2"))
     told = {
         "times": times(),
         "ablations": ablations(),
@@ -86,7 +76,7 @@ def page() -> str:
         "seeds": recipe["seeds"],
         "chance": f"{chance():.3f}",
         "fewer": f"{1 - ours / theirs:.1%}",
-        "shakespeare_seconds": f"{load('modern')['modern-shakespeare-cpu']['median_seconds']:.0f}",
+        "shakespeare_seconds": f"{modern['modern-shakespeare-cpu']['median_seconds']:.0f}",
     }
     text = (HERE / "recipes.template.md").read_text()
     for name, value in told.items():

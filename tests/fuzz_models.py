@@ -18,7 +18,8 @@ from torch import Tensor
 
 from overnight import checkpoint, optim, presets, records, resolve, runs
 from overnight.checkpoint import OPTIMIZER, STATE, WEIGHTS, State
-from overnight.config import ModelConfig, fields_of
+from overnight.checks import fields_of
+from overnight.config import ModelConfig
 from overnight.data import tokens
 from overnight.files import sha256_file, to_json
 from overnight.models.gpt2 import GPT

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from overnight.arguments import flatten, option_names, parse
-from overnight.config import Config, fields_of
+from overnight.checks import fields_of
+from overnight.config import Config
 from overnight.errors import UserError
 from overnight.presets import PRESETS
 from overnight.verbs.doctor import Doctor

@@ -14,7 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import overnight
-from overnight.config import RAMP_START, Config, ModelConfig, fields_of
+from overnight.checks import fields_of
+from overnight.config import RAMP_START, Config, ModelConfig
 from overnight.described import LATER, from_dict
 from overnight.errors import UserError
 from overnight.presets import PRESETS

@@ -4,12 +4,12 @@ The first lines of each field's docstring are its help on the command line. Name
 terms; "auto" is resolved before step 0 and what it chose is written to config.json.
 """
 
-import dataclasses
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Literal
 
+from overnight.checks import at_least, not_finite, seed_problems
 from overnight.errors import near, refuse
 
 Auto = Literal["auto"]
@@ -263,10 +263,8 @@ class Config:
         yield from self.optim.problems()
         yield from self.train.problems()
         yield from self.sample.problems()
-        if (self.optim.algorithm, self.model.architecture) == (
-            "muon",
-            "gpt2",
-        ) and self.optim.embedding_lr > LARGE_EMBEDDING_LR:
+        muon_on_gpt2 = self.optim.algorithm == "muon" and self.model.architecture == "gpt2"
+        if muon_on_gpt2 and self.optim.embedding_lr > LARGE_EMBEDDING_LR:
             yield (
                 f"optim.embedding-lr {self.optim.embedding_lr} is for the modern network's embedding, "
                 "50 times as large as GPT-2's: give about 6e-4, and optim.scalar-lr too."
@@ -303,36 +301,3 @@ class Config:
             if step < steps_before:
                 return level * start // self.model.block_size
         return full
-
-
-def at_least(config: Any, prefix: str, least: int, *names: str) -> Iterator[str]:
-    """A problem for each named field that holds a number below `least`."""
-    for name in names:
-        value = getattr(config, name)
-        if isinstance(value, int | float) and value < least:
-            yield f"{prefix}{name.replace('_', '-')} is {value}: give {least} or more."
-
-
-def seed_problems(seed: int) -> Iterator[str]:
-    if seed >= 2**63:
-        yield f"seed is {seed}: give less than 2**63."
-
-
-def not_finite(config: Any) -> Iterator[str]:
-    """A problem for each field, at any depth, that is infinite or not a number."""
-    for name, value in fields_of(config):
-        if any(
-            isinstance(v, float) and not math.isfinite(v)
-            for v in (value if type(value) is tuple else (value,))
-        ):
-            yield f"{name.replace('_', '-')} is {value}: give a finite number."
-
-
-def fields_of(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """('model.n_head', 12) and so on: every leaf of a config, in the order of the help."""
-    for one in dataclasses.fields(config):
-        value = getattr(config, one.name)
-        if dataclasses.is_dataclass(value):
-            yield from fields_of(value, f"{prefix}{one.name}.")
-        else:
-            yield f"{prefix}{one.name}", value

@@ -12,7 +12,8 @@ from typing import Any, Literal
 import torch
 
 from overnight import hardware, machine, plan, world
-from overnight.config import Config, ModelConfig, OptimConfig, TrainConfig, fields_of
+from overnight.checks import fields_of
+from overnight.config import Config, ModelConfig, OptimConfig, TrainConfig
 from overnight.errors import Failure
 from overnight.models.linear import has_onednn
 from overnight.stopwatch import Measured, measure

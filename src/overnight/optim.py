@@ -10,7 +10,7 @@ from overnight.muon import Muon
 from overnight.world import World
 
 # Matrices inside of the network, by the ends of their names, and how many of them such a parameter holds.
-HIDDEN = {"c_attn.weight": 3, "attn.c_proj.weight": 1, "c_fc.weight": 1, "mlp.c_proj.weight": 1}
+HIDDEN = {"c_attn.weight": 3, "c_proj.weight": 1, "c_fc.weight": 1}
 FIRST_MOMENTUM = 0.85  # Muon's at step 0
 
 

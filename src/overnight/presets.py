@@ -198,13 +198,20 @@ def with_muon(**changes: Any) -> OptimConfig:
     return replace(recipe, **changes)
 
 
+def small_modern(gpt2: Config, **changes: Any) -> Config:
+    """A small preset of GPT-2's with the modern recipe, tuned for 2 layers of 128 (docs/recipes.md)."""
+    model = replace(modern(depth=2), n_head=4, block_size=gpt2.model.block_size)
+    optim = with_muon(lr=0.05, head_lr=0.01, embedding_lr=0.3, momentum=0.9, momentum_steps=0)
+    return replace(gpt2, model=model, optim=optim, **changes)
+
+
 def modern_quickstart() -> Config:
     """The quickstart with the modern recipe.
 
     overnight prepare stdlib && overnight train modern-quickstart
     Cost: 2.5 M tokens at 4.1 MFLOP, 10 TFLOP. How this recipe was found: docs/recipes.md.
     """
-    return replace(
+    return small_modern(
         gpt2_quickstart(),
         run="modern-quickstart",
         steps=600,
@@ -212,8 +219,6 @@ def modern_quickstart() -> Config:
         eval_every=150,
         save_every=150,
         sample_every=150,
-        model=replace(modern(depth=2), n_head=4, block_size=64),
-        optim=with_muon(lr=0.05, head_lr=0.01, embedding_lr=0.3, momentum=0.9, momentum_steps=0),
     )
 
 
@@ -223,14 +228,12 @@ def modern_shakespeare_cpu() -> Config:
     overnight prepare shakespeare && overnight train modern-shakespeare-cpu
     Cost: 0.25 M tokens at 2.7 MFLOP, 0.7 TFLOP. What each of its ingredients is worth: docs/recipes.md.
     """
-    return replace(
+    return small_modern(
         shakespeare_cpu(),
         run="modern-shakespeare-cpu",
         steps=160,
         batch_tokens=24 * 64,
         eval_every=80,
-        model=replace(modern(depth=2), n_head=4, block_size=64),
-        optim=with_muon(lr=0.05, head_lr=0.01, embedding_lr=0.3, momentum=0.9, momentum_steps=0),
     )
 
 

@@ -13,7 +13,8 @@ import torch
 from overnight import checkpoint, compiling, hardware, plan, records, resolve, runs, trackers
 from overnight import config as configs
 from overnight.checkpoint import State
-from overnight.config import Config, fields_of
+from overnight.checks import fields_of
+from overnight.config import Config
 from overnight.data.manifest import Data
 from overnight.environment import environment
 from overnight.errors import UserError, refuse

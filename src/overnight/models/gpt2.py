@@ -121,11 +121,8 @@ class GPT(nn.Module):
         self.drop = nn.Dropout(config.dropout)
         self.h = nn.ModuleList([Block(config, layer) for layer in range(config.n_layer)])
         self.ln_f = nn.LayerNorm(config.n_embd, eps=1e-5, bias=config.bias)
-        # Added to the logits: nothing for the tokenizer's ids, minus infinity for padding.
-        self.padding: Tensor | None
-        padding = torch.zeros(config.vocab_size)
-        padding[n_tokens:] = -math.inf
-        self.register_buffer("padding", padding if n_tokens < config.vocab_size else None, persistent=False)
+        self.padding: Tensor | None  # added to the logits
+        self.register_buffer("padding", head.padding(config.vocab_size, n_tokens), persistent=False)
 
     @torch.no_grad()
     def init_weights(self, seed: int) -> "GPT":

@@ -17,6 +17,14 @@ from overnight.hardware import rows_at_once
 from overnight.models.linear import compute_dtype, linear
 
 
+def padding(rows: int, n_tokens: int) -> Tensor | None:
+    """What is added to the logits of an embedding of `rows` rows: nothing for the tokenizer's ids, minus
+    infinity for those behind them. (rows,) fp32; None where there are none."""
+    if n_tokens >= rows:
+        return None
+    return torch.zeros(rows).masked_fill_(torch.arange(rows) >= n_tokens, -torch.inf)
+
+
 def shrinkage(z: Tensor, softcap: float) -> Tensor:
     """r = 1 / sqrt(1 + (z / softcap)^2): z r stays between -softcap and softcap, and is about z where that is
     small. Its derivative is r^3."""

@@ -95,11 +95,8 @@ class ModernGPT(nn.Module):
         self.h = nn.ModuleList([Block(config, layer) for layer in range(config.n_layer)])
         self.skips = nn.Parameter(torch.empty(config.n_layer))
         self.lm_head = Linear(config.n_embd, config.vocab_size, bias=False)
-        # Added to the logits: nothing for the tokenizer's ids, minus infinity for padding.
-        self.padding: Tensor | None
-        padding = torch.zeros(config.vocab_size)
-        padding[n_tokens:] = -math.inf
-        self.register_buffer("padding", padding if n_tokens < config.vocab_size else None, persistent=False)
+        self.padding: Tensor | None  # added to the logits
+        self.register_buffer("padding", head.padding(config.vocab_size, n_tokens), persistent=False)
         D = config.n_embd // config.n_head
         turns = SLOWEST ** -torch.linspace(0, 1, D // 2)  # radians a position, of each pair of channels
         angles = torch.outer(torch.arange(config.block_size), turns)[:, None]  # (block_size, 1, D/2)

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 
 from overnight import lock, plan, records, runs
-from overnight.config import Config, fields_of
+from overnight.checks import fields_of
+from overnight.config import Config
 from overnight.data.manifest import MANIFEST, Data
 from overnight.errors import UserError
 from overnight.evals.yardstick import xz_bits_per_byte

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from overnight import runs
-from overnight.config import fields_of
+from overnight.checks import fields_of
 from overnight.data import SHARD_TOKENS
 from overnight.report import facts
 from overnight.report.crossing import crossings

@@ -10,7 +10,7 @@ from typing import Any, Literal
 from tyro.conf import Positional
 
 from overnight.arguments import parse
-from overnight.config import at_least
+from overnight.checks import at_least
 from overnight.errors import DONE, UserError, refuse
 from overnight.verbs import Device, Precision
 

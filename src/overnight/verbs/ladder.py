@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from overnight.arguments import parse
-from overnight.config import Auto, ModelConfig, at_least
+from overnight.checks import at_least
+from overnight.config import Auto, ModelConfig
 from overnight.errors import DONE, Failure, UserError, near, refuse
 from overnight.presets import PRESETS
 from overnight.verbs import Device

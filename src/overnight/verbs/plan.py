@@ -9,7 +9,8 @@ from typing import Any
 from overnight import hardware, plan
 from overnight import machine as this
 from overnight.arguments import parse
-from overnight.config import Config, at_least
+from overnight.checks import at_least
+from overnight.config import Config
 from overnight.data.manifest import MANIFEST, Data
 from overnight.errors import DONE, refuse
 from overnight.presets import PRESETS

@@ -6,7 +6,7 @@ from pathlib import Path
 from tyro.conf import Positional
 
 from overnight.arguments import parse
-from overnight.config import at_least
+from overnight.checks import at_least
 from overnight.data import SHARD_TOKENS
 from overnight.errors import DONE, refuse
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from tyro.conf import Positional
 
 from overnight.arguments import parse
-from overnight.config import at_least, not_finite
+from overnight.checks import at_least, not_finite
 from overnight.errors import DONE, UserError, refuse
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from typing import Annotated
 from tyro.conf import Positional, UseAppendAction, arg
 
 from overnight.arguments import parse
-from overnight.config import at_least, not_finite, seed_problems
+from overnight.checks import at_least, not_finite, seed_problems
 from overnight.errors import DONE, UserError, refuse
 from overnight.verbs import Device, Precision
 

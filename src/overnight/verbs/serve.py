@@ -13,7 +13,7 @@ from urllib.parse import quote
 from tyro.conf import Positional
 
 from overnight.arguments import parse
-from overnight.config import at_least, not_finite
+from overnight.checks import at_least, not_finite
 from overnight.errors import DONE, UserError, refuse
 from overnight.verbs import Device, Precision
 

@@ -1,0 +1,23 @@
+"""Committed results, and tables in Markdown."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def load(name: str) -> dict[str, Any]:
+    return json.loads((RESULTS / f"{name}.json").read_text())
+
+
+def there(name: str) -> bool:
+    return (RESULTS / f"{name}.json").is_file()
+
+
+def line(*cells: object) -> str:
+    return f"| {' | '.join(str(cell) for cell in cells)} |"
+
+
+def table(head: list[str], rows: list[list[object]]) -> str:
+    return "\n".join([line(*head), line(*("---" for _ in head)), *(line(*row) for row in rows)])
