@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from tests.conftest import MODERN
+from tests.conftest import MODERN, make_data
 from tests.violence import assert_same_end, events, measured, newest, wait_for_step
 
 from overnight import cli, evaluator, records, runs, train
@@ -275,6 +275,30 @@ def test_weights_of_another_run_can_be_the_start(data_folder: Path, tmp_path: Pa
     assert cli.run(other) == 2
     assert "n-layer" in capsys.readouterr().err
     assert not (tmp_path / "third").exists()
+
+
+def test_the_first_loss_tells_a_broken_model_from_text_that_repeats_itself(
+    data_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    """GPT-2's head is its embedding: untrained, it guesses that a token follows itself."""
+    one = ["--model.n-embd", 128, "--steps", 1]
+    spaces = make_data(tmp_path, (50 * " " + "ab\n") * 1000)
+    assert cli.run(options(spaces, tmp_path / "spaces", *one)) == 0
+    [event] = events(tmp_path / "spaces", "initial_loss")
+    assert event["detail"]["loss"] < event["detail"]["ln_vocabulary"] - 0.5
+    assert event["detail"]["sane"]
+    init_weights = GPT.init_weights
+    monkeypatch.setattr(GPT, "init_weights", lambda self, seed: times_ten(init_weights(self, seed)))
+    assert "as it should be" in capsys.readouterr().out
+    assert cli.run(options(data_folder, tmp_path / "broken", *one)) == 0
+    assert not events(tmp_path / "broken", "initial_loss")[0]["detail"]["sane"]
+    assert "something is wrong with the model" in capsys.readouterr().out
+
+
+@torch.no_grad()
+def times_ten(model: GPT) -> GPT:
+    model.wte.weight.mul_(10.0)
+    return model
 
 
 def test_a_compiler_that_fails_costs_one_line(
