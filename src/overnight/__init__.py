@@ -3,6 +3,4 @@
 Importing the package does nothing and needs no torch; `overnight --help` lists what it can do.
 """
 
-from importlib.metadata import version
-
-__version__ = version("overnight")
+__version__ = "0.1.0"  # pyproject.toml has it from here, so that it is known without an installation too
