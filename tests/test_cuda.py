@@ -1,12 +1,18 @@
 """What only a GPU can show. Each test is small; `benchmarks/gpu.sh` measures."""
 
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import closing, nullcontext
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from tests.conftest import MODERN as MODERN_OPTIONS
+from tests.conftest import TINY
+from tests.violence import assert_same_end, wait_for_step
 
 from overnight import decode, ladder, profiling
 from overnight.config import Config, ModelConfig, OptimConfig
@@ -159,3 +165,21 @@ def test_texts_that_come_and_go_are_those_written_alone(here: World) -> None:
     for prompt, seed, tokens in (([1, 2, 3], 5, written[0]), ([7] * 40, 6, written[1])):
         alone = generate(model, [torch.tensor(prompt, device=here.device)], len(tokens), sampling, seed, 500)
         assert tokens == [token for [token] in alone]
+
+
+@pytest.mark.parametrize("recipe", [[], MODERN_OPTIONS], ids=["gpt2", "modern"])
+def test_a_deterministic_run_that_was_killed_ends_as_one_that_was_not(
+    recipe: list[str], data_folder: Path, tmp_path: Path
+) -> None:
+    """In processes of their own, since torch is told once to be deterministic."""
+    sizes = "--model.n-embd 128 --model.block-size 64 --batch-tokens 512 --micro-batch 4".split()
+    often = "--steps 300 --save-every 20 --eval-every 100".split()
+    line = [sys.executable, "-m", "overnight", "train", "shakespeare-cpu", "--data", str(data_folder)]
+    line += [*TINY, *recipe, *sizes, *often, "--device", "cuda", "--deterministic", "--run"]
+    process = subprocess.Popen([*line, str(tmp_path / "cut")])
+    wait_for_step(tmp_path / "cut", 120, process)
+    process.kill()
+    assert process.wait() == -9
+    for run in ("cut", "whole"):
+        assert subprocess.run([*line, str(tmp_path / run)]).returncode == 0
+    assert_same_end(tmp_path / "cut", tmp_path / "whole")
