@@ -1,11 +1,12 @@
 """Everything that wants a GPU, on one card and without a network: a training step beside other people's,
 validation, HellaSwag's shapes, sampling, a profile of a step, the ladder.
 
-    python benchmarks/gpu.py [--nanogpt DIR] [--minutes 8]     (benchmarks/gpu.sh: the tests first)
+    python benchmarks/gpu.py [--nanogpt DIR] [--minutes 8] [--only PART ...]    (gpu.sh: the tests first)
 
 Needs torch 2.11 or newer and numpy; transformers joins in where it is installed. Weights and tokens are made
-up: times do not depend on them. What would not end in time is left out, and said to be. `--small` runs all of
-it at toy sizes, on a CPU too: whether it works, not how fast.
+up: times do not depend on them. What would not end in time is left out, and said to be; `--only` measures it
+another time, beside what the same card has in benchmarks/results. `--small` runs all of it at toy sizes, on a
+CPU too: whether it works, not how fast.
 """
 
 import argparse
@@ -23,6 +24,7 @@ import torch
 
 import peers
 from common import in_turn, progress, save
+from gpu_page import AIMS
 from overnight import ladder, plan, profiling, stopwatch, world
 from overnight.config import ModelConfig
 from overnight.decode import Sampling
@@ -30,6 +32,7 @@ from overnight.evals.continuations import Item, score
 from overnight.evals.loss import validation
 from overnight.generate import generate
 from overnight.models.gpt2 import GPT
+from tables import load, there
 
 GPT2 = ModelConfig(vocab_size=50_304)
 IDS = 50_257
@@ -47,8 +50,14 @@ class Bench:
         self.model = replace(GPT2, n_layer=2, n_head=2, n_embd=64, block_size=64) if self.small else GPT2
         self.autocast = world.use_precision("bf16" if self.half else "fp32", self.device)
         self.card = torch.cuda.get_device_name() if self.device.type == "cuda" else "CPU"
-        self.figures: dict[str, Any] = {}
+        self.figures = self.before()
         self.rows: list[tuple[str, str, str]] = []  # what, figure, what it shall be
+
+    def before(self) -> dict[str, Any]:
+        """The figures that this card has in the results, with this torch."""
+        here = {"card": self.card, "torch": torch.__version__}
+        found = load("gpu")["figures"] if there("gpu") else {}
+        return found if found.items() >= here.items() else here
 
     def left(self) -> float:
         """Seconds until the end."""
@@ -70,7 +79,7 @@ class Bench:
             reason = next(iter(str(error).splitlines()), type(error).__name__)
             self.row(name, f"failed: {reason[:100]}")
         if not self.small:
-            save("gpu", {"card": self.card, **self.figures}, quiet=True)
+            save("gpu", self.figures, quiet=True)
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
 
@@ -99,9 +108,18 @@ class Bench:
         rows, compiled = 2 if self.small else 64, not self.small
         ours = self.steps("overnight", peers.overnight, rows, compiled)
         mfu = self.figures["overnight"]["mfu"]
-        self.row("training, tokens/s", f"{ours:,.0f}", "H200: 560,000")
-        self.row("  MFU (855 MFLOP a token)", f"{mfu:.1%}" if mfu else "peak not known", "48%")
-        self.part("  the modern recipe", self.modern, 90)
+        self.row("training, tokens/s", f"{ours:,.0f}", AIMS["overnight"])
+        self.row("  MFU (855 MFLOP a token)", f"{mfu:.1%}" if mfu else "peak not known")
+
+    def modern(self) -> None:
+        rate = self.steps("modern", peers.modern, 2 if self.small else 64, not self.small)
+        self.row("the modern recipe, tokens/s", f"{rate:,.0f}", AIMS["modern"])
+
+    def others(self) -> None:
+        if "overnight" not in self.figures:
+            raise RuntimeError("there is nothing to compare with before `training`")
+        compiled, rows = not self.small, 2 if self.small else 64
+        ours = self.figures["overnight"]["tokens_per_second"]
         others = {LECTURE: (peers.lecture, rows // 2)}
         if self.nanogpt:
             others["nanoGPT, compiled"] = partial(peers.nanogpt, self.nanogpt.resolve()), rows // 4
@@ -114,10 +132,6 @@ class Bench:
                 self.row(f"  {name}", f"{theirs:,.0f}: ours {ours / theirs:.2f} times as fast", goal)
 
             self.part(f"  {name}", beside, 90)
-
-    def modern(self) -> None:
-        rate = self.steps("modern", peers.modern, 2 if self.small else 64, not self.small)
-        self.row("  the modern recipe, tokens/s", f"{rate:,.0f}", "H200: 450,000")
 
     # What stands around the steps
 
@@ -144,7 +158,7 @@ class Bench:
         share = seconds / (seconds + INTERVAL * HALF_MILLION / rate) if rate else None
         self.figures["validation"] = {"tokens": count, "seconds": seconds, "share": share}
         of = f", {share:.1%} of {INTERVAL} steps with it" if share else ""
-        self.row(f"validation of {count:,} tokens", f"{seconds:.2f} s{of}", "4%")
+        self.row(f"validation of {count:,} tokens", f"{seconds:.2f} s{of}", AIMS["validation"])
         # Lengths as HellaSwag's validation items have them: contexts of 20 to 110 tokens, endings of 5 to 45.
         draw = np.random.default_rng(1)
 
@@ -156,11 +170,11 @@ class Bench:
         score(model, items[:50], here, self.autocast)
         seconds = self.timed(lambda: score(model, items, here, self.autocast))
         self.figures["hellaswag"] = {"items": lengths, "seconds": seconds}
-        self.row(f"HellaSwag's shapes, {lengths:,} items", f"{seconds:.2f} s", "10 s")
+        self.row(f"HellaSwag's shapes, {lengths:,} items", f"{seconds:.2f} s", AIMS["hellaswag"])
 
     def sampling(self) -> None:
         model, length = self.made(), 16 if self.small else 512
-        for batch, goal in ((1, 1_500), (64, 60_000)):
+        for batch in (1, 64):
             prompts = list(torch.randint(IDS, (batch, 16), device=self.device))
 
             def write(count: int = length, prompts: list[torch.Tensor] = prompts) -> None:
@@ -171,11 +185,9 @@ class Bench:
             write(8)
             seconds = [self.timed(write) for _ in range(3)]
             rate = batch * length / statistics.median(seconds)
-            self.figures[f"sampling, batch {batch}"] = {
-                "new_tokens": length,
-                "tokens_per_second": round(rate),
-            }
-            self.row(f"sampling, batch {batch}", f"{rate:,.0f} tokens/s", f"{goal:,}")
+            name = f"sampling, batch {batch}"
+            self.figures[name] = {"new_tokens": length, "tokens_per_second": round(rate)}
+            self.row(name, f"{rate:,.0f} tokens/s", AIMS[name])
 
     def profile(self) -> None:
         """Where a step of four micro-batches goes; by which kernels attention is computed."""
@@ -217,18 +229,29 @@ class Bench:
                 return
 
 
+PARTS: dict[str, tuple[Callable[[Bench], None], float]] = {  # and the seconds that each wants
+    "training": (Bench.training, 120),
+    "modern": (Bench.modern, 90),
+    "others": (Bench.others, 90),
+    "evaluation": (Bench.evaluating, 40),
+    "sampling": (Bench.sampling, 40),
+    "profile": (Bench.profile, 60),
+    "ladder": (Bench.climb, A_RUNG),
+}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"))
     parser.add_argument("--nanogpt", type=Path)
     parser.add_argument("--minutes", type=float, default=8.0)
     parser.add_argument("--small", action="store_true")
-    bench = Bench(parser.parse_args())
-    bench.part("training", bench.training, 120)
-    bench.part("evaluation", bench.evaluating, 40)
-    bench.part("sampling", bench.sampling, 40)
-    bench.part("profile", bench.profile, 60)
-    bench.part("ladder", bench.climb, A_RUNG)
+    parser.add_argument("--only", nargs="*", choices=list(PARTS), default=list(PARTS))
+    options = parser.parse_args()
+    bench = Bench(options)
+    for name in options.only:
+        work, needs = PARTS[name]
+        bench.part(name, partial(work, bench), needs)
     print(f"\n{bench.card}, torch {torch.__version__}\n")
     for what, figure, goal in bench.rows:
         print(f"{what:48} {figure:48} {goal}".rstrip())

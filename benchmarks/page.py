@@ -5,28 +5,19 @@
 The words are those of performance.template.md; here is what stands in its tables.
 """
 
-import json
 import statistics
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import gpu_page
 import recipes_page
-from tables import load, table, there
+from tables import load, machine, table
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent
 PAGE, README = ROOT / "docs" / "performance.md", ROOT / "README.md"
 BEGIN, END = "<!-- figures: benchmarks/page.py -->", "<!-- end of figures -->"
-
-
-def machine(name: str) -> str:
-    """Where and when a result was measured."""
-    found = load(name)["machine"]
-    where = found["gpus"][0] if found["gpus"] else f"{found['cpus']} cores of an {found['cpu']}"
-    what = f"{where}, {found['cpu_capability']}, torch {found['torch']}"
-    commit, *dirty = (found["git"] or "no commit").split("-")
-    return f"{what}, {found['time'][:10]}, {'-'.join([commit[:9], *dirty])}"
 
 
 def milliseconds(ms: float) -> str:
@@ -275,16 +266,6 @@ def residual_table() -> str:
     return table(["residual stream", f"validation loss after {found['steps']:,} steps, by seed"], rows)
 
 
-def gpu_table() -> str:
-    if not there("gpu"):
-        return (
-            "Not measured yet, since no GPU was at hand: tokens/s and MFU at micro-batches of 64 x 1,024, "
-            "the lecture's settings and\nother programs beside them, the share of validation, HellaSwag's "
-            "full set, sampling one and 64 texts, the ladder."
-        )
-    return f"```\n{json.dumps(load('gpu')['figures'], indent=1)}\n```"
-
-
 TABLES: dict[str, tuple[str, Callable[[], str]]] = {  # the result that each is made from
     "step": ("step", step_table),
     "ladder": ("ladder", ladder_table),
@@ -292,21 +273,23 @@ TABLES: dict[str, tuple[str, Callable[[], str]]] = {  # the result that each is 
     "serving": ("serving", serving_table),
     "loading": ("step", loading_table),
     "residual": ("residual", residual_table),
-    "gpu": ("gpu", gpu_table),
+    "gpu": ("gpu", gpu_page.gpu_table),
 }
 
 
 def page() -> str:
     text = (HERE / "performance.template.md").read_text()
     for name, (result, make) in TABLES.items():
-        found = f"{make()}\n\n{machine(result) if there(result) else ''}".strip()
+        found = f"{make()}\n\n{machine(result)}"
         text = text.replace(f"{{{{{name}}}}}", found)
     return text
 
 
 def readme() -> str:
     before, rest = README.read_text().split(BEGIN)
-    figures = table(["what", "figure", "beside it"], [list(row) for row in readme_rows()])
+    on_cpu = table(["what", "figure", "beside it"], [list(row) for row in readme_rows()])
+    on_gpu = table(["what", "figure", "the aim"], [*gpu_page.rows(), gpu_page.crossing_row()])
+    figures = f"{on_cpu}\n\nOn a GPU: {machine('gpu')}.\n\n{on_gpu}"
     return f"{before}{BEGIN}\n{figures}\n{END}{rest.split(END)[1]}"
 
 

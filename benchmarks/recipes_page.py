@@ -4,6 +4,7 @@ import math
 import statistics
 from pathlib import Path
 
+import gpu_page
 from tables import load, table
 
 HERE = Path(__file__).parent
@@ -69,7 +70,7 @@ def times() -> str:
 def page() -> str:
     recipe, modern = load("recipes")["figures"], load("modern")["figures"]
     ours, theirs = (modern[f"{name}-quickstart"]["median_bits_per_byte"] for name in ("modern", "gpt2"))
-    told = {
+    told = gpu_page.words() | {
         "times": times(),
         "ablations": ablations(),
         "steps": f"{recipe['steps']:,}",

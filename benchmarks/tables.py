@@ -15,6 +15,15 @@ def there(name: str) -> bool:
     return (RESULTS / f"{name}.json").is_file()
 
 
+def machine(name: str) -> str:
+    """Where and when a result was measured."""
+    found = load(name)["machine"]
+    cores = f"{found['cpus']} cores of an {found['cpu']}, {found['cpu_capability']}"
+    what = f"{found['gpus'][0] if found['gpus'] else cores}, torch {found['torch']}"
+    commit, *dirty = (found["git"] or "no commit").split("-")
+    return f"{what}, {found['time'][:10]}, {'-'.join([commit[:9], *dirty])}"
+
+
 def line(*cells: object) -> str:
     return f"| {' | '.join(str(cell) for cell in cells)} |"
 
