@@ -3,11 +3,11 @@ corpus that is on the machine already.
 
     python benchmarks/crossing.py [--data FOLDER] [--only NAME ...]    FOLDER: where the corpus is or shall be
 
-The corpus is the source code and documentation of what is installed here, each text once. Both recipes see
-the same windows in the same order and are measured over the same validation tokens. Each ends a schedule of
-its own: GPT-2's after 100 M tokens, the modern one after half of them and after a quarter. Steps have 131,072
-tokens in place of 524,288, for both, or there would be 95 of them. `--small` runs all of it at toy sizes, on
-a CPU too.
+The corpus is the source code and documentation of what is installed here, up to 400 MB, each text once. Both
+see the same windows in the same order and are measured over the same validation tokens. Each ends a schedule
+of its own: GPT-2's after 100 M tokens, the modern one after half of them and after a quarter. Steps have
+131,072 tokens in place of 524,288, for both, or there would be 95 of them. `--small` runs all of it at toy
+sizes, on a CPU too.
 """
 
 import argparse
@@ -48,7 +48,7 @@ def texts(folders: list[Path], most: int) -> Iterator[str]:
                 found[hashlib.sha256(path.read_bytes()).digest()] = path
     for _, path in sorted(found.items()):
         try:
-            text = path.read_text()
+            text = path.read_text(encoding="utf-8")
         except UnicodeDecodeError:
             continue
         most -= len(text.encode())
@@ -61,7 +61,7 @@ def prepare(data: Path, most: int) -> None:
     folders = {Path(sysconfig.get_path(name)) for name in ("stdlib", "purelib", "platlib", "include")}
     packed = data.with_suffix(".jsonl")
     packed.parent.mkdir(parents=True, exist_ok=True)
-    with open(packed, "w") as file:
+    with open(packed, "w", encoding="utf-8") as file:
         for text in texts(sorted({*folders, Path("/usr/include")}), most):
             file.write(json.dumps({"text": text}) + "\n")
     progress(overnight("prepare", f"text:{packed}", "--tokenizer", "gpt2", "--out", data).strip())
@@ -103,12 +103,11 @@ def recorded(run: Path) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--data", type=Path, default=Path("data/installed"))
-    parser.add_argument("--megabytes", type=int, default=400, help="of text, at most (default: 400)")
     parser.add_argument("--only", nargs="*", choices=list(RUNS), default=list(RUNS))
     parser.add_argument("--small", action="store_true")
     options = parser.parse_args()
     if not options.data.is_dir():
-        prepare(options.data, 10**6 * options.megabytes)
+        prepare(options.data, 10_000_000 if options.small else 400_000_000)
     data = Data(options.data)
     corpus = {
         "fingerprint": data.fingerprint,
