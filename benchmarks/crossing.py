@@ -1,13 +1,14 @@
 """How many tokens GPT-2's recipe and the modern one need for the same loss: 124M parameters, one GPU, a
 corpus that is on the machine already.
 
-    python benchmarks/crossing.py [--data FOLDER] [--only NAME ...]    FOLDER: where the corpus is or shall be
+    python benchmarks/crossing.py [--data FOLDER] [--only NAME ...]
+
+FOLDER is where the corpus is or shall be; the runs lie beside it, and go on where they were stopped.
 
 The corpus is the source code and documentation of what is installed here, up to 400 MB, each text once. Both
 see the same windows in the same order and are measured over the same validation tokens. Each ends a schedule
-of its own: GPT-2's after 100 M tokens, the modern one after half of them and after a quarter. Steps have
-131,072 tokens in place of 524,288, for both, or there would be 95 of them. `--small` runs all of it at toy
-sizes, on a CPU too.
+of its own: GPT-2's after 100 M tokens, the modern one after half of them. Steps have 131,072 tokens in place
+of 524,288, for both, or there would be 95 of them. `--small` runs all of it at toy sizes, on a CPU too.
 """
 
 import argparse
@@ -34,7 +35,6 @@ RUNS: dict[str, tuple[str, float, dict[str, float]]] = {  # preset, share of the
     "GPT-2's recipe": ("gpt2-124m", 1.0, {}),
     "GPT-2's recipe, three times the rate": ("gpt2-124m", 1.0, {"lr": 1.8e-3, "min-lr": 1.8e-4}),
     "modern, half the tokens": ("modern-124m", 0.5, {}),
-    "modern, a quarter": ("modern-124m", 0.25, {}),
 }
 SMALL = "--model.n-layer 2 --model.n-head 2 --model.n-embd 64 --model.block-size 64 --device cpu".split()
 
@@ -87,8 +87,8 @@ def train(name: str, data: Path, small: bool) -> dict[str, Any]:
 
 
 def recorded(run: Path) -> dict[str, Any]:
-    """What a run has come to, by its records."""
-    found = list(records.read(run))
+    """What a run has come to, by its records, and where."""
+    found, where = list(records.read(run)), json.loads((run / "environment.json").read_text())
     trained = [record for record in found if record["kind"] == "train"]
     milliseconds = [record["step_ms"] for record in trained]
     batch = trained[0]["tokens"]
@@ -97,30 +97,36 @@ def recorded(run: Path) -> dict[str, Any]:
         "training_seconds": round(sum(milliseconds) / 1000, 1),
         "tokens_per_second": round(1000 * batch / statistics.median(milliseconds)),
         "validations": [[r["tokens"], round(r["loss"], 4)] for r in found if r["kind"] == "val"],
+        "measured": {name: where[name] for name in ("time", "gpus", "torch", "git")},
     }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--data", type=Path, default=Path("data/installed"))
-    parser.add_argument("--only", nargs="*", choices=list(RUNS), default=list(RUNS))
+    parser.add_argument("--data", type=Path)
+    parser.add_argument("--only", nargs="*", choices=list(RUNS))
     parser.add_argument("--small", action="store_true")
     options = parser.parse_args()
-    if not options.data.is_dir():
-        prepare(options.data, 10_000_000 if options.small else 400_000_000)
-    data = Data(options.data)
+    folder = options.data or Path("data/installed-small" if options.small else "data/installed") / "corpus"
+    if not folder.is_dir():
+        prepare(folder, 10_000_000 if options.small else 400_000_000)
+    data = Data(folder)
     corpus = {
         "fingerprint": data.fingerprint,
         "tokens": {split: len(data.split(split)) for split in ("train", "val")},
     }
-    before = load("crossing")["figures"] if there("crossing") else {}
-    runs = before["runs"] if before.get("corpus") == corpus else {}
-    for name in options.only:
-        runs[name] = train(name, options.data, options.small)
+    runs = {}
+    if options.only and there("crossing") and not options.small:
+        before = load("crossing")["figures"]
+        if before["corpus"] != corpus:
+            raise SystemExit("benchmarks/results/crossing.json is of another corpus: leave out --only.")
+        runs = before["runs"]
+    for name in RUNS if options.only is None else options.only:
+        runs[name] = train(name, folder, options.small)
         tokens, loss = runs[name]["validations"][-1]
         progress(f"{name}: {loss} after {tokens:,} tokens")
-        if not options.small:
-            save("crossing", {"corpus": corpus, "runs": runs}, quiet=True)
+    if not options.small:
+        save("crossing", {"corpus": corpus, "runs": runs}, quiet=True)
 
 
 if __name__ == "__main__":

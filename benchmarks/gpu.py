@@ -5,8 +5,8 @@ validation, HellaSwag's shapes, sampling, a profile of a step, the ladder.
 
 Needs torch 2.11 or newer and numpy; transformers joins in where it is installed. Weights and tokens are made
 up: times do not depend on them. What would not end in time is left out, and said to be; `--only` measures it
-another time, beside what the same card has in benchmarks/results. `--small` runs all of it at toy sizes, on a
-CPU too: whether it works, not how fast.
+another time, beside what the same card has in benchmarks/results/gpu.json. `--small` runs all of it at toy
+sizes, on a CPU too: whether it works, not how fast.
 """
 
 import argparse
@@ -23,7 +23,7 @@ import numpy as np
 import torch
 
 import peers
-from common import in_turn, progress, save
+from common import in_turn, machine, progress, save
 from gpu_page import AIMS
 from overnight import ladder, plan, profiling, stopwatch, world
 from overnight.config import ModelConfig
@@ -50,14 +50,23 @@ class Bench:
         self.model = replace(GPT2, n_layer=2, n_head=2, n_embd=64, block_size=64) if self.small else GPT2
         self.autocast = world.use_precision("bf16" if self.half else "fp32", self.device)
         self.card = torch.cuda.get_device_name() if self.device.type == "cuda" else "CPU"
-        self.figures = self.before()
+        self.to_keep = self.device.type == "cuda" and not self.small
+        self.machine = machine()
+        self.figures: dict[str, Any] = self.before() if self.to_keep and options.only else {}
         self.rows: list[tuple[str, str, str]] = []  # what, figure, what it shall be
 
     def before(self) -> dict[str, Any]:
-        """The figures that this card has in the results, with this torch."""
-        here = {"card": self.card, "torch": torch.__version__}
-        found = load("gpu")["figures"] if there("gpu") else {}
-        return found if found.items() >= here.items() else here
+        """The figures of the other parts, which have to be this card's with this torch."""
+        if not there("gpu"):
+            return {}
+        result = load("gpu")
+        if any(result["machine"][name] != self.machine[name] for name in ("gpus", "torch")):
+            raise SystemExit("benchmarks/results/gpu.json is another card's, or torch's: leave out --only.")
+        return result["figures"]
+
+    def keep(self, name: str, **values: Any) -> None:
+        """A figure for the results, with the time and the commit of its own."""
+        self.figures[name] = values | {"measured": [self.machine["time"], self.machine["git"]]}
 
     def left(self) -> float:
         """Seconds until the end."""
@@ -68,18 +77,18 @@ class Bench:
         progress(f"{what}: {figure}")
 
     def part(self, name: str, work: Callable[[], None], needs: float) -> None:
-        """A part of the work, if there are so many seconds for it; its failure is a row, not the end. What
-        was measured so far is saved."""
+        """A part of the work, if there are so many seconds for it, and its figures are saved; its failure is
+        a row, not the end."""
         if not self.small and self.left() < needs:
             self.row(name, "left out: no time")
             return
         try:
             work()
+            if self.to_keep:
+                save("gpu", self.figures, quiet=True)
         except Exception as error:
             reason = next(iter(str(error).splitlines()), type(error).__name__)
             self.row(name, f"failed: {reason[:100]}")
-        if not self.small:
-            save("gpu", self.figures, quiet=True)
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
 
@@ -98,10 +107,10 @@ class Bench:
         rate = rows * T * count / statistics.median(seconds)
         peak = world.peak_flops(self.device, "bf16" if self.half else "fp32")
         mfu = rate * plan.flops_per_token(self.model) / peak if peak else None
-        self.figures[name] = {
-            "tokens_per_second": round(rate), "mfu": mfu, "micro_batch": rows,
-            "step_ms": [round(1000 * one, 2) for one in seconds],
-        }  # fmt: skip
+        self.keep(
+            name, tokens_per_second=round(rate), mfu=mfu, micro_batch=rows,
+            step_ms=[round(1000 * one, 2) for one in seconds],
+        )  # fmt: skip
         return rate
 
     def training(self) -> None:
@@ -156,7 +165,7 @@ class Bench:
         seconds = self.timed(lambda: dict(validation(model, tokens, ones, T, None, here, self.autocast)))
         rate = self.figures.get("overnight", {}).get("tokens_per_second")
         share = seconds / (seconds + INTERVAL * HALF_MILLION / rate) if rate else None
-        self.figures["validation"] = {"tokens": count, "seconds": seconds, "share": share}
+        self.keep("validation", tokens=count, seconds=seconds, share=share)
         of = f", {share:.1%} of {INTERVAL} steps with it" if share else ""
         self.row(f"validation of {count:,} tokens", f"{seconds:.2f} s{of}", AIMS["validation"])
         # Lengths as HellaSwag's validation items have them: contexts of 20 to 110 tokens, endings of 5 to 45.
@@ -169,7 +178,7 @@ class Bench:
         items = [Item(ids(5, 2 * longest), [ids(5, longest) for _ in range(4)]) for _ in range(lengths)]
         score(model, items[:50], here, self.autocast)
         seconds = self.timed(lambda: score(model, items, here, self.autocast))
-        self.figures["hellaswag"] = {"items": lengths, "seconds": seconds}
+        self.keep("hellaswag", items=lengths, seconds=seconds)
         self.row(f"HellaSwag's shapes, {lengths:,} items", f"{seconds:.2f} s", AIMS["hellaswag"])
 
     def sampling(self) -> None:
@@ -186,7 +195,7 @@ class Bench:
             seconds = [self.timed(write) for _ in range(3)]
             rate = batch * length / statistics.median(seconds)
             name = f"sampling, batch {batch}"
-            self.figures[name] = {"new_tokens": length, "tokens_per_second": round(rate)}
+            self.keep(name, new_tokens=length, tokens_per_second=round(rate))
             self.row(name, f"{rate:,.0f} tokens/s", AIMS[name])
 
     def profile(self) -> None:
@@ -204,7 +213,7 @@ class Bench:
         found = profiling.spent(trace)
         names = sorted({e["name"] for e in trace if e.get("cat") == "kernel"})
         kernels = [name[:90] for name in names if profiling.kind_of(name) == "attention"]
-        self.figures["profile"] = {"ms": found.kinds, "longest": found.longest, "attention": kernels}
+        self.keep("profile", ms=found.kinds, longest=found.longest, attention=kernels)
         for kind, ms in found.kinds.items():
             self.row(f"  of a step, {kind}", f"{ms / found.step_ms:.1%}")
         for name in kernels:
@@ -216,7 +225,7 @@ class Bench:
         model = replace(self.model, vocab_size=IDS)
         first = ladder.first_config(model, 2 if self.small else 16, place)
         rungs: list[dict[str, Any]] = []
-        self.figures["ladder"] = rungs
+        self.keep("ladder", rungs=rungs)
         for climbed in ladder.climb(first, IDS, place, 20, 0.5 if self.small else 5.0, progress):
             rungs.append(climbed.described(place))
             gain = f", {climbed.gain:.2f}x" if climbed.gain else ""
@@ -246,13 +255,13 @@ def main() -> None:
     parser.add_argument("--nanogpt", type=Path)
     parser.add_argument("--minutes", type=float, default=8.0)
     parser.add_argument("--small", action="store_true")
-    parser.add_argument("--only", nargs="*", choices=list(PARTS), default=list(PARTS))
+    parser.add_argument("--only", nargs="*", choices=list(PARTS))
     options = parser.parse_args()
     bench = Bench(options)
-    for name in options.only:
+    for name in PARTS if options.only is None else options.only:
         work, needs = PARTS[name]
         bench.part(name, partial(work, bench), needs)
-    print(f"\n{bench.card}, torch {torch.__version__}\n")
+    print(f"\n{bench.card}, torch {torch.__version__}; on the right what an H200 is meant to reach\n")
     for what, figure, goal in bench.rows:
         print(f"{what:48} {figure:48} {goal}".rstrip())
 

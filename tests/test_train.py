@@ -287,12 +287,18 @@ def test_the_first_loss_tells_a_broken_model_from_text_that_repeats_itself(
     [event] = events(tmp_path / "spaces", "initial_loss")
     assert event["detail"]["loss"] < event["detail"]["ln_vocabulary"] - 0.5
     assert event["detail"]["sane"]
-    init_weights = GPT.init_weights
-    monkeypatch.setattr(GPT, "init_weights", lambda self, seed: times_ten(init_weights(self, seed)))
     assert "as it should be" in capsys.readouterr().out
-    assert cli.run(options(data_folder, tmp_path / "broken", *one)) == 0
-    assert not events(tmp_path / "broken", "initial_loss")[0]["detail"]["sane"]
-    assert "something is wrong with the model" in capsys.readouterr().out
+    init_weights, forward = GPT.init_weights, GPT.forward
+    breaks = {
+        "init_weights": lambda self, seed: times_ten(init_weights(self, seed)),
+        "forward": lambda self, idx, targets: forward(self, idx, idx),  # nobody shifted the targets
+    }
+    for name, broken in breaks.items():
+        with monkeypatch.context() as patch:
+            patch.setattr(GPT, name, broken)
+            assert cli.run(options(data_folder, tmp_path / name, *one)) == 0
+        assert not events(tmp_path / name, "initial_loss")[0]["detail"]["sane"]
+        assert "something is wrong with the model" in capsys.readouterr().out
 
 
 @torch.no_grad()

@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import torch
 
 from overnight import __version__, checkpoint, plan, records
@@ -139,15 +140,22 @@ class Journal:
     def check_first_loss(self, loss: float) -> None:
         """A fresh model knows nothing: its loss is that of guessing evenly, ln(vocabulary). GPT-2's is larger
         by half the variance of its logits, 0.02 times a vector of length sqrt(n_embd); and, because its head
-        is its embedding, smaller by 1.2 where a token follows itself, as spaces do in code."""
+        is its embedding, up to 1.4 smaller where a token follows itself, as spaces do in code."""
         expected, least, most = math.log(self.start.data.tokenizer.vocab_size), 0.1, 0.1
         if self.config.model.architecture == "gpt2":
-            least, most = least + 1.2, most + 0.5 * 0.02**2 * self.config.model.n_embd
+            variance = 0.02**2 * self.config.model.n_embd
+            least, most = least + 0.5 * variance + 1.4 * self.repeats(), most + 0.5 * variance
         sane = expected - least <= loss <= expected + most
         self.event(0, "initial_loss", {"loss": loss, "ln_vocabulary": expected, "sane": sane})
         between = f"NOT between {expected - least:.2f} and {expected + most:.2f}"
         verdict = "as it should be" if sane else f"{between}: something is wrong with the model"
         self.say(f"Loss before training {loss:.4f}, ln(vocabulary) {expected:.4f}: {verdict}.")
+
+    def repeats(self) -> float:
+        """The share of step 1's tokens that follow themselves: by the text, not by what were its targets."""
+        T = self.config.model.block_size
+        windows = [self.batches.tokens.read(int(start), T + 1) for start in self.batches.windows(0)]
+        return float(np.mean([np.mean(one[1:] == one[:-1]) for one in windows]))
 
     def progress(self, step: int, loss: float, lr: float, rate: float) -> str:
         per_step = (time.monotonic() - self.began) / max(1, step - self.first)

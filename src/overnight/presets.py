@@ -241,7 +241,8 @@ def modern_124m() -> Config:
     """The modern recipe at GPT-2 (124M)'s depth and width, on a sixth of its tokens: 1.7 B of FineWeb-Edu.
 
     overnight prepare fineweb-edu && overnight train modern-124m --processes 8
-    Cost: 1.7 B tokens at 855 MFLOP, 1.5 EFLOP: 51 minutes of one H200 at the 560 k tokens/s measured on it.
+    Cost: 1.7 B tokens at 855 MFLOP, 1.5 EFLOP: 51 minutes of steps on one H200, at the 560 k tokens/s
+    measured there.
     modded-nanogpt's track 3, whose recipe this is, has 3.2787 on FineWeb (not Edu) after as many tokens,
     llm.c's GPT-2 3.2722 after 10.26 B. Other sizes by one dial: --model.n-layer 24 is twice as wide.
     """
