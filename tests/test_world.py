@@ -2,11 +2,14 @@
 
 import subprocess
 import sys
+import threading
+import time
 
 import pytest
 import torch
+import torch.distributed as dist
 
-from overnight import world
+from overnight import heartbeat, world
 
 
 def test_denormal_numbers_are_zero_inside_only() -> None:
@@ -14,6 +17,25 @@ def test_denormal_numbers_are_zero_inside_only() -> None:
     with world.connect("cpu"):
         assert not (tiny * 1.0).any()
     assert (tiny * 1.0).all()
+
+
+def test_no_thread_is_inside_the_store_when_a_heartbeat_is_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that came back from there at the end of the process would abort it."""
+    server, asked = dist.TCPStore("localhost", 0, is_master=True), threading.Event()
+
+    class Slow(dist.TCPStore):
+        def add(self, key: str, amount: int) -> int:
+            asked.set()
+            time.sleep(0.3)
+            return super().add(key, amount)
+
+    monkeypatch.setattr(dist, "TCPStore", Slow)
+    monkeypatch.setattr(heartbeat, "EVERY", 0.0)
+    monkeypatch.setenv("MASTER_ADDR", "localhost")
+    monkeypatch.setenv("MASTER_PORT", str(server.port))
+    with heartbeat.heartbeat(0, 1):
+        assert asked.wait(10)
+    assert not [thread.name for thread in threading.enumerate() if thread.name.startswith("heartbeat")]
 
 
 FAULTS = """

@@ -19,6 +19,7 @@ from overnight.stop import leave
 
 EVERY = 2.0  # seconds between two beats
 SILENCE = 40.0  # seconds without one after which a rank is lost
+PATIENCE = 5.0  # seconds for the last question to the store, whose host may be gone
 
 
 @contextlib.contextmanager
@@ -51,9 +52,16 @@ def heartbeat(rank: int, size: int) -> Iterator[None]:
                     what = f"rank {other} on {hosts[other]} has not been heard of for {SILENCE:.0f} s"
                     leave(FAILURE, f"{what}, so rank {rank} ends.")
 
-    for work in (beat, listen):
-        threading.Thread(target=work, name=f"heartbeat {work.__name__}", daemon=True).start()
+    threads = [
+        threading.Thread(target=work, name=f"heartbeat {work.__name__}", daemon=True)
+        for work in (beat, listen)
+    ]
+    for thread in threads:
+        thread.start()
     try:
         yield
     finally:
         over.set()
+        # A thread that comes back from the store while the interpreter ends aborts the process (SIGABRT).
+        for thread in threads:
+            thread.join(PATIENCE)
