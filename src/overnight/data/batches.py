@@ -129,13 +129,14 @@ class Batches:
 
     def _block(self, epoch: int, block: int) -> np.ndarray:
         """First tokens of the windows [block * BLOCK, (block + 1) * BLOCK) of an epoch; the last is kept."""
-        if (epoch, block) != self._kept[0]:
+        kept = self._kept  # the loader's thread asks too
+        if (epoch, block) != kept[0]:
             windows = self.windows_in(epoch)
             index = np.arange(block * BLOCK, min(windows, (block + 1) * BLOCK))
             if self.order == "shuffled":
                 index = permute(index, windows, key(self.seed, epoch, 2))
-            self._kept = (epoch, block), self.offset(epoch) + index * self.block_size
-        return self._kept[1]
+            kept = self._kept = (epoch, block), self.offset(epoch) + index * self.block_size
+        return kept[1]
 
     def at(
         self, step: int, micro_step: int, micro_batch: int, rank: int = 0, ranks: int = 1
