@@ -11,7 +11,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-RESULTS = Path(__file__).parent / "results"
+from tables import RESULTS
 
 
 def machine() -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import Any
 
-from tables import load, machine, table
+from tables import load, measured, table
 
 AIMS = {  # on an H200
     "overnight": "560,000 tokens/s, MFU 48%",
@@ -57,10 +57,13 @@ def gpu_table() -> str:
 GPT2, MODERN = "GPT-2's recipe", "modern, half the tokens"  # of benchmarks/crossing.py
 
 
+def runs() -> dict[str, Any]:
+    return load("crossing")["figures"]["runs"]
+
+
 def crossing_table() -> str:
     """Validation losses by tokens, a column a run."""
-    runs = load("crossing")["figures"]["runs"]
-    losses = {name: dict(map(tuple, run["validations"])) for name, run in runs.items()}
+    losses = {name: dict(map(tuple, run["validations"])) for name, run in runs().items()}
     by_tokens: list[list[object]] = []
     for tokens in sorted(set().union(*losses.values())):
         cells = (f"{found[tokens]:.3f}" if tokens in found else "" for found in losses.values())
@@ -71,9 +74,8 @@ def crossing_table() -> str:
 def crossed() -> tuple[float, float]:
     """The loss that GPT-2's recipe ends with, and the share of its tokens after which the modern one is first
     seen with it."""
-    runs = load("crossing")["figures"]["runs"]
-    tokens, loss = runs[GPT2]["validations"][-1]
-    return loss, next(after for after, found in runs[MODERN]["validations"] if found <= loss) / tokens
+    tokens, loss = runs()[GPT2]["validations"][-1]
+    return loss, next(after for after, found in runs()[MODERN]["validations"] if found <= loss) / tokens
 
 
 def crossing_row() -> list[object]:
@@ -84,12 +86,12 @@ def crossing_row() -> list[object]:
 
 def words() -> dict[str, str]:
     """What docs/recipes.md says of it."""
-    found = load("crossing")["figures"]
+    tokens = load("crossing")["figures"]["corpus"]["tokens"]
     return {
-        "train_tokens": f"{found['corpus']['tokens']['train'] / 1e6:.0f}",
-        "val_tokens": f"{found['corpus']['tokens']['val'] / 1e6:.1f}",
-        "crossing": f"{crossing_table()}\n\n{machine('crossing')}",
+        "train_tokens": f"{tokens['train'] / 1e6:.0f}",
+        "val_tokens": f"{tokens['val'] / 1e6:.1f}",
+        "crossing": f"{crossing_table()}\n\n{measured('crossing')}",
         "share": f"{crossed()[1]:.0%}",
-        "modern_rate": f"{found['runs'][MODERN]['tokens_per_second']:,}",
-        "gpt2_rate": f"{found['runs'][GPT2]['tokens_per_second']:,}",
+        "modern_rate": f"{runs()[MODERN]['tokens_per_second']:,}",
+        "gpt2_rate": f"{runs()[GPT2]['tokens_per_second']:,}",
     }

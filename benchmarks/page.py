@@ -12,7 +12,7 @@ from pathlib import Path
 
 import gpu_page
 import recipes_page
-from tables import load, machine, table
+from tables import load, measured, table
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent
@@ -280,7 +280,7 @@ TABLES: dict[str, tuple[str, Callable[[], str]]] = {  # the result that each is 
 def page() -> str:
     text = (HERE / "performance.template.md").read_text()
     for name, (result, make) in TABLES.items():
-        found = f"{make()}\n\n{machine(result)}"
+        found = f"{make()}\n\n{measured(result)}"
         text = text.replace(f"{{{{{name}}}}}", found)
     return text
 
@@ -289,7 +289,7 @@ def readme() -> str:
     before, rest = README.read_text().split(BEGIN)
     on_cpu = table(["what", "figure", "beside it"], [list(row) for row in readme_rows()])
     on_gpu = table(["what", "figure", "the aim"], [*gpu_page.rows(), gpu_page.crossing_row()])
-    figures = f"{on_cpu}\n\nOn a GPU: {machine('gpu')}.\n\n{on_gpu}"
+    figures = f"{on_cpu}\n\nOn a GPU: {measured('gpu')}.\n\n{on_gpu}"
     return f"{before}{BEGIN}\n{figures}\n{END}{rest.split(END)[1]}"
 
 

@@ -8,7 +8,6 @@ nothing else. Results are losses, so that it does not matter what else the machi
 """
 
 import argparse
-import json
 import os
 import statistics
 import tempfile
@@ -24,7 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from common import RESULTS, overnight, progress, save
+from common import overnight, progress, save
 from overnight import muon, optim, step
 from overnight.config import Config
 from overnight.data.batches import Batches
@@ -35,6 +34,7 @@ from overnight.models.modern import ModernGPT
 from overnight.models.pointwise import rms_norm
 from overnight.presets import PRESETS
 from overnight.world import World, connect
+from tables import load
 
 JORDAN = 5 * [(3.4445, -4.7750, 2.0315)]
 CUBIC = 12 * [(2.0, -1.5, 0.5)]
@@ -244,7 +244,7 @@ def main() -> None:
         found = dict(measured(options.only, options.seeds, data))
     figures = {"steps": PRESETS["modern-shakespeare-cpu"]().steps, "seeds": options.seeds}
     if len(found) < len(VARIANTS):  # some of them anew, or for the first time: with the others of this kind
-        before = json.loads((RESULTS / "recipes.json").read_text())["figures"]
+        before = load("recipes")["figures"]
         assert {name: before[name] for name in figures} == figures, "the others are of other runs"
         found = before["losses"] | found
     save(

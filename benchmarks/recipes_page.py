@@ -1,4 +1,4 @@
-"""docs/recipes.md from recipes.template.md and the results of modern.py and recipes.py."""
+"""docs/recipes.md from recipes.template.md and the results of modern.py, recipes.py and crossing.py."""
 
 import math
 import statistics

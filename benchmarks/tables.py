@@ -15,8 +15,8 @@ def there(name: str) -> bool:
     return (RESULTS / f"{name}.json").is_file()
 
 
-def machine(name: str) -> str:
-    """Where and when a result was measured."""
+def measured(name: str) -> str:
+    """Where, with which torch, when and at which commit a result was measured."""
     found = load(name)["machine"]
     cores = f"{found['cpus']} cores of an {found['cpu']}, {found['cpu_capability']}"
     what = f"{found['gpus'][0] if found['gpus'] else cores}, torch {found['torch']}"
