@@ -2,13 +2,35 @@
 
 import errno
 import hashlib
+import json
 import os
+import random
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from overnight import files
 from overnight.errors import Failure, UserError
-from overnight.files import clear_disk_errors, read_json, sha256_file, to_json, write_synced
+from overnight.files import (
+    clear_disk_errors,
+    open_new,
+    open_own,
+    open_regular,
+    read_bytes,
+    read_json,
+    reason,
+    sealed,
+    sha256_file,
+    subfolder,
+    to_json,
+    unused,
+    write_synced,
+)
+
+links = pytest.mark.skipif(sys.platform == "win32", reason="symbolic links need a privilege on Windows")
+fifos = pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no FIFOs here")
 
 
 @pytest.mark.parametrize("content", ["text, ä and 🌙\r\n", b"\x00\xff", ""])
@@ -44,7 +66,7 @@ def test_a_failed_write_leaves_the_old_content(
 def test_json_that_is_no_object_is_refused_with_its_name(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "config.json"
     path.write_bytes(content)
-    with pytest.raises(UserError, match=r"config.*is damaged.*Make it anew"):
+    with pytest.raises(UserError, match=r"config.*is damaged.*Make it again"):
         read_json(path, "config")
 
 
@@ -80,3 +102,130 @@ def test_a_full_disk_is_a_failure_in_one_line(number: int, words: str) -> None:
 def test_other_errors_pass_unchanged() -> None:
     with pytest.raises(ZeroDivisionError), clear_disk_errors("saving x"):
         1 / 0  # noqa: B018
+
+
+@links
+def test_nothing_is_written_through_a_link(tmp_path: Path) -> None:
+    """Whatever a stranger's folder has at the name that is written, the file that it points to stays."""
+    treasure = tmp_path / "treasure"
+    treasure.write_text("mine")
+    path = tmp_path / "folder" / "file"
+    path.parent.mkdir()
+    path.symlink_to(treasure)
+    (path.parent / ".file.partial").symlink_to(treasure)  # the name of an earlier version's copy
+    with pytest.raises(FileExistsError):
+        open_new(path)
+    with pytest.raises(OSError, match="it is a symbolic link"):
+        open_own(path)
+    with pytest.raises(OSError, match="it is a symbolic link"):
+        open_own(path, append=True)
+    write_synced(path, "theirs")
+    assert not path.is_symlink()
+    assert path.read_text() == "theirs"
+    assert treasure.read_text() == "mine"
+
+
+@links
+def test_a_link_to_nothing_creates_nothing(tmp_path: Path) -> None:
+    path, elsewhere = tmp_path / "link_1", tmp_path / "elsewhere"
+    path.symlink_to(elsewhere)
+    for opened in (open_new, open_own):
+        with pytest.raises(OSError, match=r"symbolic link|File exists"):
+            opened(path)
+    assert unused(tmp_path, "link_{}").name == "link_2"
+    assert not elsewhere.exists()
+
+
+@pytest.mark.parametrize("append", [False, True])
+def test_a_second_name_of_a_file_keeps_its_content(tmp_path: Path, append: bool) -> None:
+    treasure, path = tmp_path / "treasure", tmp_path / "records"
+    treasure.write_text("mine")
+    os.link(treasure, path)
+    with open_own(path, append) as file:
+        file.seek(0, os.SEEK_END)
+        file.write(b" and more")
+    assert path.read_text() == "mine and more"
+    assert treasure.read_text() == "mine"
+
+
+@links
+def test_a_folder_inside_ours_is_made_or_real(tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "file").touch()
+    assert subfolder(tmp_path, "new").is_dir()
+    assert subfolder(tmp_path, "new") == tmp_path / "new"
+    with pytest.raises(OSError, match="symbolic link"):
+        subfolder(tmp_path, "link")
+    with pytest.raises(OSError, match="not a folder"):
+        subfolder(tmp_path, "file")
+
+
+def test_copies_of_killed_processes_are_removed_and_those_of_living_ones_stay(tmp_path: Path) -> None:
+    path, old, new = tmp_path / "a[b]", tmp_path / ".a[b].0011.partial", tmp_path / ".a[b].2233.partial"
+    for copy in (old, new):
+        copy.write_text("half")
+    an_hour_ago = old.stat().st_mtime - files.STALE - 1
+    os.utime(old, (an_hour_ago, an_hour_ago))
+    write_synced(path, "whole")
+    assert sorted(tmp_path.iterdir()) == sorted([path, new])
+
+
+@fifos
+@pytest.mark.parametrize("read", [open_regular, open_own, read_bytes, sha256_file])
+def test_what_would_block_or_never_end_is_refused(tmp_path: Path, read: Callable) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    with pytest.raises(OSError, match="it is a FIFO"):
+        read(tmp_path / "fifo")
+    with pytest.raises(OSError, match=r"it is a device|Permission denied"):
+        read(Path("/dev/zero"))
+    with pytest.raises(OSError, match=r"it is a folder|Is a directory"):
+        read(tmp_path)
+
+
+def test_a_file_larger_than_any_of_its_kind_is_not_read_into_memory(tmp_path: Path) -> None:
+    with open(tmp_path / "sparse", "wb") as file:
+        file.truncate(1 << 40)
+    with pytest.raises(OSError, match="larger than 268,435,456 bytes"):
+        read_bytes(tmp_path / "sparse")
+    (tmp_path / "small").write_bytes(b"12345")
+    assert read_bytes(tmp_path / "small", most=5) == b"12345"
+    with pytest.raises(OSError, match="larger than 4 bytes"):
+        read_bytes(tmp_path / "small", most=4)
+
+
+def test_one_flipped_bit_in_sealed_json_is_noticed(tmp_path: Path) -> None:
+    path = tmp_path / "config.json"
+    value = {"n_head": 4, "lr": 0.001, "name": "x", "nested": {"a": [1, 2]}}
+    whole = sealed(value).encode()
+    path.write_bytes(whole)
+    assert read_json(path, "config", seal=True) == value
+    draw = random.Random(1)
+    for _ in range(500):
+        flipped = bytearray(whole)
+        flipped[draw.randrange(len(whole))] ^= 1 << draw.randrange(8)
+        path.write_bytes(flipped)
+        try:
+            found = read_json(path, "config", seal=True)
+        except UserError:
+            continue
+        # White space may change, and so may the key of the checksum, which then is a field that nobody knows.
+        assert found == value or found.keys() != value.keys()
+    path.write_text(json.dumps(value))  # of an earlier version
+    assert read_json(path, "config", seal=True) == value
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (OSError(), "OSError"),
+        (OSError("only text."), "only text"),
+        (OSError(errno.EIO, "Input/output error", "x"), "Input/output error"),
+        (ValueError(), "ValueError"),
+        (ValueError("two\nlines"), "two"),
+    ],
+)
+def test_reasons_are_never_empty_and_never_none(error: Exception, said: str) -> None:
+    assert reason(error) == said
+    if isinstance(error, OSError):
+        assert "None" not in files.disk_problem(error)

@@ -6,14 +6,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from overnight.terminal import Silent, Status, duration, size, visible
+from overnight.terminal import Silent, Status, duration, size
+from overnight.visible import visible
 
 OVERRIDES = {"LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"}  # Unicode's bidirectional classes
+MARKS = "\u061c\u200e\u200f\u2028\u2029"  # more direction marks; separators of lines and paragraphs
 
 
 def is_command(character: str) -> bool:
     control = unicodedata.category(character) == "Cc" and character not in "\n\t"
-    return control or unicodedata.bidirectional(character) in OVERRIDES
+    return control or unicodedata.bidirectional(character) in OVERRIDES or character in MARKS
 
 
 @given(st.text() | st.text(st.characters(categories=["Cc", "Cf"])))
@@ -27,7 +29,7 @@ def test_no_command_reaches_the_terminal_and_all_else_does(text: str) -> None:
 
 def test_every_command_character_is_replaced() -> None:
     commands = [chr(code) for code in range(0x110000) if is_command(chr(code))]
-    assert len(commands) == 65 - 2 + 9  # C0, DEL and C1 but newline and tab; the overrides
+    assert len(commands) == 65 - 2 + 9 + 5  # C0, DEL and C1 but newline and tab; the overrides; the marks
     assert not set(visible("".join(commands))) & set(commands)
 
 

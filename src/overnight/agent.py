@@ -12,6 +12,7 @@ from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
 from overnight.errors import DONE, FAILURE, SAVED, WRONG_INPUT
+from overnight.terminal import complain
 
 
 def main(arguments: list[str]) -> int:
@@ -23,7 +24,7 @@ def main(arguments: list[str]) -> int:
     except ChildFailedError as error:
         # Of several that were found at once, one that was killed is the cause, not the others' complaints.
         rank, failure = min(error.failures.items(), key=lambda one: (one[1].exitcode >= 0, one[1].timestamp))
-        print(f"overnight: {told(rank, failure)}", file=sys.stderr, flush=True)
+        complain(f"overnight: {told(rank, failure)}")
         return failure.exitcode if failure.exitcode == WRONG_INPUT else FAILURE
     except SignalException:  # passed on to the ranks, which have saved or were given half a minute to
         return SAVED

@@ -24,7 +24,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from overnight.errors import Failure, UserError
-from overnight.files import sha256_file, sync, to_json, unused
+from overnight.files import checksum, sha256_file, sync, to_json, unused
 from overnight.parallel import as_placed
 
 WEIGHTS, OPTIMIZER, STATE = "model.safetensors", "optimizer.safetensors", "state.json"
@@ -139,11 +139,6 @@ def write_tensors(tensors: Mapping[str, Tensor], path: Path) -> str:
         file.flush()
         os.fsync(file.fileno())
     return digest.hexdigest()
-
-
-def checksum(described: dict[str, Any]) -> str:
-    """SHA-256 of what state.json says, so that damage to it is found too."""
-    return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
 
 
 def tensors_of(model: nn.Module, optimizer: torch.optim.Optimizer) -> Iterator[tuple[str, str, Tensor]]:

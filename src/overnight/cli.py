@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from io import TextIOWrapper
 
 from overnight.errors import DONE, FAILURE, INTERRUPTED, SAVED, Preempted, UserError, near
+from overnight.terminal import complain, say
 
 VERBS = {
     "prepare": ("SOURCE", "documents -> tokens -> shards in data/NAME/"),
@@ -42,13 +43,13 @@ def run(arguments: Sequence[str]) -> int:
         return dispatch(list(arguments))
     except UserError as error:
         rank = os.environ.get("RANK", "")
-        print(f"overnight{f' (rank {rank})' if rank else ''}: {error}", file=sys.stderr)
+        complain(f"overnight{f' (rank {rank})' if rank else ''}: {error}")
         return error.code
     except Preempted:
-        print("overnight: stopped before the first step; run the same command again.", file=sys.stderr)
+        complain("overnight: stopped before the first step; run the same command again.")
         return SAVED
     except KeyboardInterrupt:
-        print("overnight: interrupted", file=sys.stderr)
+        complain("overnight: interrupted")
         return INTERRUPTED
     except BrokenPipeError:  # `overnight sample ... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -59,7 +60,7 @@ def run(arguments: Sequence[str]) -> int:
         if not is_full(error):
             raise
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # `overnight report ... > file`
-        print(f"overnight: {disk_problem(error)}: not all of this could be written.", file=sys.stderr)
+        complain(f"overnight: {disk_problem(error)}: the output is incomplete.")
         return FAILURE
 
 
@@ -68,12 +69,12 @@ def dispatch(arguments: list[str]) -> int:
         arguments = arguments[1:]
     verb, rest = (arguments[0], arguments[1:]) if arguments else ("", [])
     if verb in ("-h", "--help"):
-        print(usage())
+        say(usage())
         return DONE
     if verb == "--version":
         from overnight import __version__
 
-        print(__version__)
+        say(__version__)
         return DONE
     if not verb:
         raise UserError(f"VERB is missing: one of {', '.join(VERBS)} (overnight --help).")

@@ -10,7 +10,7 @@ from overnight.decode import Sampling
 from overnight.errors import UserError, near
 from overnight.generate import stream
 from overnight.models.networks import Network
-from overnight.terminal import visible
+from overnight.visible import visible
 
 HELP = """\
 Type a prompt: the model goes on from it. \\n stands for a new line. Enter alone: another text from the same

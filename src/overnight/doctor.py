@@ -17,7 +17,7 @@ from overnight.machine import cpu_count, cpu_name, memory
 from overnight.models.networks import build
 from overnight.optim import adamw
 from overnight.step import train_step
-from overnight.terminal import size
+from overnight.terminal import say, size
 
 # The lecture's example of tokenisation.
 HELLO = ("Hello, I'm a language model,", [15496, 11, 314, 1101, 257, 3303, 2746, 11])
@@ -31,7 +31,7 @@ def examine(device: str) -> int:
     with world.connect(device) as here:
         for what, verdict, details in findings(here.device):
             failed |= verdict == "FAIL"
-            print(f"{what:10} {verdict:5} {details}", flush=True)
+            say(f"{what:10} {verdict:5} {details}")
     return FAILURE if failed else DONE
 
 

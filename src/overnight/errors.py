@@ -6,6 +6,8 @@
 import difflib
 from collections.abc import Iterable, Sequence
 
+from overnight.visible import one_line
+
 DONE, FAILURE, WRONG_INPUT, SAVED, INTERRUPTED = 0, 1, 2, 75, 130
 LONGEST = 2000  # characters of a line: what a damaged file holds is quoted in some
 
@@ -34,8 +36,9 @@ class Preempted(KeyboardInterrupt):
 
 
 def at_most_three(lines: Sequence[str]) -> list[str]:
-    """All of `lines` in three lines at most, none without end: the third holds what is left over."""
-    clean = [" ".join(line.split())[:LONGEST] for line in lines]
+    """All of `lines` in at most three lines of bounded length, control characters made visible: what a file
+    or its name contains may be quoted in them. The third line holds what is left over."""
+    clean = [one_line(line[: 4 * LONGEST])[:LONGEST] for line in lines]
     return clean if len(clean) <= 3 else [*clean[:2], " ".join(clean[2:])]
 
 

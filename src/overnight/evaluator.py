@@ -14,7 +14,8 @@ from overnight.evals.loss import validation
 from overnight.generate import texts
 from overnight.models.networks import Network
 from overnight.records import Records
-from overnight.terminal import Status, visible
+from overnight.terminal import Status
+from overnight.visible import visible
 from overnight.world import World
 
 

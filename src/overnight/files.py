@@ -1,4 +1,16 @@
-"""Files that survive a power cut: written aside, synced, renamed; JSON read with errors a user can act on."""
+"""Reading and writing files: safe against power cuts, and against folders that a stranger has prepared.
+
+Every file of a run or of prepared data is opened here (tests/test_files.py enforces it):
+
+open_regular        read: no FIFO, device or folder, which could block or never end
+open_new            write a file that does not exist yet
+open_own            append or update: never through a symbolic or a hard link
+write_synced        replace a file as a whole: written aside under a random name, synced, renamed
+subfolder           a folder inside a folder of ours: never a symbolic link
+
+A link that the user put on the path to a run, such as `runs -> /scratch/runs`, is followed: only the last
+component of a path is checked.
+"""
 
 import contextlib
 import errno
@@ -6,18 +18,129 @@ import hashlib
 import itertools
 import json
 import os
+import secrets
+import stat
 from collections.abc import Iterator
+from glob import escape as glob_escape
+from io import BufferedReader
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, cast
 
 from overnight.errors import Failure, UserError
 
-DEEPEST = 50  # levels of JSON in a file of ours; none has ten
+DEEPEST = 50  # levels of nesting in a JSON file of ours; none has ten
+LARGEST_JSON = 256 << 20  # bytes; the tokenizer with the most merges (2**20) takes 20 MB
+STALE = 3600.0  # seconds after which an unfinished copy belongs to a process that was killed
+CHECKSUM = "checksum"
+# Windows has neither: there, opening a symbolic link needs a privilege, and FIFOs are not files.
+NO_FOLLOW = getattr(os, "O_NOFOLLOW", 0)
+NO_BLOCK = getattr(os, "O_NONBLOCK", 0)
+BINARY = getattr(os, "O_BINARY", 0)
+
+
+def open_regular(path: Path) -> BufferedReader:
+    """Open a regular file for reading, through links if there are any.
+
+    Raises OSError with a `strerror` that says what is there instead: a FIFO would block, a device may never
+    end.
+    """
+    descriptor = os.open(path, os.O_RDONLY | NO_BLOCK | BINARY)
+    return cast(BufferedReader, checked(descriptor, path, "rb"))
+
+
+def open_new(path: Path) -> IO[bytes]:
+    """Create a file for writing. Raises FileExistsError where anything has that name, even a broken link."""
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | NO_FOLLOW | BINARY
+    return open(os.open(path, flags, 0o666), "wb")
+
+
+def open_own(path: Path, append: bool = False) -> IO[bytes]:
+    """Open a file of ours for reading and writing, unbuffered, and create it where it is missing.
+
+    append: every write goes to its end. A file with a second name (a hard link) is replaced by a copy first,
+    so that the other name keeps its content. Raises OSError where it is a symbolic link or not a file.
+    """
+    flags = os.O_RDWR | os.O_CREAT | NO_FOLLOW | NO_BLOCK | BINARY | (os.O_APPEND if append else 0)
+    for _ in range(2):
+        try:
+            descriptor = os.open(path, flags, 0o666)
+        except OSError as error:
+            if error.errno == errno.ELOOP:
+                raise OSError(errno.ELOOP, "it is a symbolic link", str(path)) from None
+            raise
+        file = checked(descriptor, path, "a+b" if append else "r+b", buffering=0)
+        if os.fstat(file.fileno()).st_nlink < 2:
+            return file
+        with file:
+            file.seek(0)
+            write_synced(path, read_all(file, path, os.fstat(file.fileno()).st_size))
+    raise OSError(errno.EMLINK, "it has several names (hard links)", str(path))
+
+
+def checked(descriptor: int, path: Path, mode: str, buffering: int = -1) -> IO[bytes]:
+    """The file of a descriptor, which is closed again where it is not a regular file."""
+    kind = os.fstat(descriptor).st_mode
+    if stat.S_ISREG(kind):
+        return open(descriptor, mode, buffering)
+    os.close(descriptor)
+    if stat.S_ISDIR(kind):
+        raise IsADirectoryError(errno.EISDIR, "it is a folder", str(path))
+    what = "a FIFO" if stat.S_ISFIFO(kind) else "a device" if stat.S_ISCHR(kind) else "not a regular file"
+    raise OSError(errno.EINVAL, f"it is {what}", str(path))
+
+
+def read_bytes(path: Path, most: int = LARGEST_JSON) -> bytes:
+    """All of a regular file. Raises OSError where it has more than `most` bytes."""
+    with open_regular(path) as file:
+        return read_all(file, path, most)
+
+
+def read_all(file: IO[bytes], path: Path, most: int = LARGEST_JSON) -> bytes:
+    """What is left of an open file. Raises OSError where that is more than `most` bytes: sparse files and
+    some of the system's are larger than any memory."""
+    parts, left = [], most + 1
+    while left > 0 and (part := file.read(min(left, 1 << 20))):
+        parts.append(part)
+        left -= len(part)
+    if left <= 0:
+        raise OSError(errno.EFBIG, f"it is larger than {most:,} bytes", str(path))
+    return b"".join(parts)
+
+
+def subfolder(folder: Path, name: str) -> Path:
+    """The folder `name` inside `folder`, made where it is missing.
+
+    Raises OSError where it is a symbolic link: what is written there would land, and what is pruned there
+    would vanish, somewhere else.
+    """
+    path = folder / name
+    with contextlib.suppress(FileExistsError):
+        path.mkdir()
+        sync(folder)
+    if path.is_symlink():
+        problem = "it is a symbolic link (move or link the whole folder around it instead)"
+        raise OSError(errno.ELOOP, problem, str(path))
+    if not path.is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, "it is not a folder", str(path))
+    return path
+
+
+def aside(path: Path) -> Path:
+    """A hidden name beside `path` that nobody can foresee."""
+    return path.with_name(f".{path.name}.{secrets.token_hex(8)}.partial")
+
+
+def remove_stale(path: Path, now: float) -> None:
+    """Remove unfinished copies of `path` that killed processes left. now: the file system's time."""
+    for leftover in path.parent.glob(f".{glob_escape(path.name)}.*.partial"):
+        with contextlib.suppress(OSError):
+            if now - leftover.lstat().st_mtime > STALE:
+                leftover.unlink()
 
 
 def sha256_file(path: Path) -> str:
     """SHA-256 of a file's bytes, hexadecimal."""
-    with open(path, "rb") as file:
+    with open_regular(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
@@ -40,7 +163,7 @@ def parent_problem(path: Path) -> str | None:
 def unused(folder: Path, pattern: str) -> Path:
     """The first of the names `pattern` with 1, 2 and so on for {} that nothing in the folder has."""
     names = (folder / pattern.format(number) for number in itertools.count(1))
-    return next(path for path in names if not path.exists())
+    return next(path for path in names if not os.path.lexists(path))
 
 
 def sync(path: Path) -> None:
@@ -55,30 +178,56 @@ def sync(path: Path) -> None:
 
 
 def write_synced(path: Path, content: str | bytes) -> None:
-    """Write `path` so that after this returns it has the whole content, and before that the old one."""
-    aside = path.with_name(f".{path.name}.partial")
+    """Replace `path` as a whole: a kill or a power cut leaves the old content or the new one."""
+    copy = aside(path)
     try:
-        aside.write_bytes(content.encode("utf-8") if isinstance(content, str) else content)
-        sync(aside)
-        os.replace(aside, path)
+        with open_new(copy) as file:
+            file.write(content.encode("utf-8") if isinstance(content, str) else content)
+            file.flush()
+            os.fsync(file.fileno())
+            now = os.fstat(file.fileno()).st_mtime
+        os.replace(copy, path)
     except BaseException:
-        aside.unlink(missing_ok=True)
+        copy.unlink(missing_ok=True)
         raise
     sync(path.parent)
+    remove_stale(path, now)
 
 
-def read_json(path: Path, what: str) -> dict[str, Any]:
-    """The JSON object in `path`; `what` names the file in the error."""
+def checksum(described: dict[str, Any]) -> str:
+    """SHA-256 of a JSON object without its checksum, hexadecimal, whatever the order of its keys."""
+    rest = {key: value for key, value in described.items() if key != CHECKSUM}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
+
+
+def sealed(described: dict[str, Any]) -> str:
+    """A JSON object as text with its checksum inside, by which `read_json` notices any damage."""
+    return to_json(described | {CHECKSUM: checksum(described)})
+
+
+def read_json(path: Path, what: str, seal: bool = False) -> dict[str, Any]:
+    """Read the JSON object in `path`; `what` names the file in the error.
+
+    seal: compare the object with its checksum, where it has one (files of earlier versions have none), and
+    leave that out.
+    """
     try:
-        value = json.loads(path.read_bytes())
+        value = json.loads(read_bytes(path))
     except OSError as error:
-        raise UserError(f"cannot read the {what} {path}: {error.strerror}.") from None
+        raise UserError(f"cannot read the {what} {path}: {reason(error)}.") from None
     except (ValueError, RecursionError):
-        raise UserError(f"the {what} {path} is damaged: it is not JSON. Make it anew.") from None
+        raise UserError(f"the {what} {path} is damaged: it is not JSON. Make it again.") from None
     if not isinstance(value, dict):
-        raise UserError(f"the {what} {path} is damaged: it holds no JSON object. Make it anew.")
+        raise UserError(f"the {what} {path} is damaged: it contains no JSON object. Make it again.")
     if deeper_than(DEEPEST, value):
-        raise UserError(f"the {what} {path} is damaged: it is nested over {DEEPEST} deep. Make it anew.")
+        raise UserError(f"the {what} {path} is damaged: it is nested over {DEEPEST} deep. Make it again.")
+    if seal and CHECKSUM in value:
+        if value[CHECKSUM] != checksum(value):
+            raise UserError(
+                f"the {what} {path} is damaged: its content does not match its checksum.",
+                "Restore it from a backup. If you edited it yourself, undo that.",
+            )
+        del value[CHECKSUM]
     return value
 
 
@@ -96,14 +245,21 @@ def deeper_than(most: int, value: Any) -> bool:
     return bool(level)
 
 
+def reason(error: BaseException) -> str:
+    """What an error says, without a full stop at its end: never empty, never "None"."""
+    said = (isinstance(error, OSError) and error.strerror) or str(error).strip()
+    return (said or type(error).__name__).splitlines()[0].rstrip(". ")
+
+
 def disk_problem(error: OSError) -> str:
-    """What is wrong with the disk, as far as the system tells."""
+    """Describe what is wrong with the disk."""
     known = {
         errno.ENOSPC: "the disk is full",
         errno.EDQUOT: "your disk quota is used up",
         errno.EROFS: "the file system is read-only",
     }
-    return known.get(error.errno or 0, f"{error.strerror}: {error.filename}")
+    place = "" if error.filename is None else f": {os.fsdecode(error.filename)}"
+    return known.get(error.errno or 0, f"{reason(error)}{place}")
 
 
 def is_full(error: OSError) -> bool:

@@ -12,7 +12,7 @@ from overnight.decode import NOT_A_NUMBER, Decoder, Sampling
 from overnight.errors import Failure
 from overnight.models.networks import Network
 from overnight.packing import packed
-from overnight.terminal import visible
+from overnight.visible import visible
 from overnight.world import Reading
 
 

@@ -1,6 +1,6 @@
 """What people see while they wait: one line that renews itself on a terminal, plain lines elsewhere.
 
-Text from documents and models is shown, never obeyed: control characters are made visible.
+Every line goes through `visible`: text from files, documents and models is shown, never obeyed.
 """
 
 import os
@@ -9,6 +9,8 @@ import sys
 import time
 from collections.abc import Callable
 from typing import TextIO
+
+from overnight.visible import visible
 
 PLAIN_EVERY = 10.0  # seconds between progress lines where they pile up (logs, pipes)
 
@@ -41,17 +43,6 @@ def count(number: float) -> str:
     return f"{number:.0f}"
 
 
-def visible(text: str) -> str:
-    """`text` with control characters (but newline and tab) replaced by pictures, so none reaches the
-    terminal as a command: escape becomes U+241B. Direction overrides become U+FFFD."""
-    return text.translate(_VISIBLE)
-
-
-_VISIBLE = {code: 0x2400 + code for code in range(0x20) if chr(code) not in "\n\t"}
-_VISIBLE |= {0x7F: 0x2421} | dict.fromkeys(range(128, 160), 65533)
-_VISIBLE |= dict.fromkeys((*range(8234, 8239), *range(8294, 8298)), 65533)
-
-
 def show(text: str, stream: TextIO) -> None:
     """Write at once. A reader that has gone away (`train ... | head`), a full disk behind `> log`, a closed
     terminal: they cost the output, not the work."""
@@ -60,6 +51,17 @@ def show(text: str, stream: TextIO) -> None:
         stream.flush()
     except OSError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+def say(text: str = "") -> None:
+    """Print lines to standard output at once, control characters made visible."""
+    sys.stdout.write(visible(text) + "\n")
+    sys.stdout.flush()
+
+
+def complain(text: str) -> None:
+    """Print lines to standard error, control characters made visible."""
+    show(visible(text) + "\n", sys.stderr)
 
 
 class Status:
@@ -79,15 +81,15 @@ class Status:
         self._last = now
         if self.live:
             width = shutil.get_terminal_size().columns - 1
-            show(f"\r\x1b[K{line()[:width]}", sys.stderr)
+            show(f"\r\x1b[K{visible(line())[:width]}", sys.stderr)
             self._shown = True
         else:
-            show(line() + "\n", sys.stderr)
+            show(visible(line()) + "\n", sys.stderr)
 
     def say(self, line: str) -> None:
         """A line that stays."""
         self.clear()
-        show(line + "\n", sys.stdout)
+        show(visible(line) + "\n", sys.stdout)
 
     def clear(self) -> None:
         """Take the progress line away."""

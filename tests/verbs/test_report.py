@@ -13,6 +13,7 @@ import pytest
 from tests.conftest import Outcome
 
 from overnight.report import facts
+from overnight.visible import shell_word
 
 Cli = Callable[..., Outcome]
 
@@ -71,7 +72,7 @@ def test_its_command_keeps_what_was_asked_for_and_quotes_it(
     options = ["--micro-batch=2", "--precision=fp32", "--compile=off"]
     assert facts.option("sample.prompt", prompt) == "--sample.prompt=$'-the night\\'\\u000a\\u0009is'"
     shown = subprocess.run(
-        ["bash", "-c", f"printf %s {facts.quoted(prompt)}"], capture_output=True, text=True, check=True
+        ["bash", "-c", f"printf %s {shell_word(prompt)}"], capture_output=True, text=True, check=True
     )
     assert shown.stdout == prompt
     assert train(Path("runs/z"), *options).code == 0
@@ -148,4 +149,4 @@ def test_an_output_that_has_no_room_is_told_in_a_line(run: Path, how: str) -> No
     with open("/dev/full", "w") as full:
         done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
     assert done.returncode == 1
-    assert done.stderr == "overnight: the disk is full: not all of this could be written.\n"
+    assert done.stderr == "overnight: the disk is full: the output is incomplete.\n"

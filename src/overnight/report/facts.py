@@ -2,7 +2,6 @@
 
 import contextlib
 import math
-import shlex
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,6 +18,7 @@ from overnight.evals.yardstick import xz_bits_per_byte
 from overnight.files import read_json
 from overnight.presets import PRESETS
 from overnight.report.history import History
+from overnight.visible import shell_word
 
 QUIET = 120.0  # seconds without a record after which a run counts as ended, where its lock tells nothing
 XZ_MOST = 1 << 20  # tokens that xz is given
@@ -161,20 +161,7 @@ def option(name: str, value: Any) -> str:
         return f"--{section + '.' if section else ''}{'' if value else 'no-'}{last}"
     if isinstance(value, tuple):
         return f"--{dashed} {' '.join(map(str, value))}"
-    return f"--{dashed}{'=' if str(value).startswith('-') else ' '}{quoted(str(value))}"
-
-
-def quoted(word: str) -> str:
-    """`word` as a shell reads it back; with what is unprintable, as $'...'."""
-    if word.isprintable():
-        return shlex.quote(word)
-    return "$'" + "".join(map(escaped, word)) + "'"
-
-
-def escaped(letter: str) -> str:
-    if letter in "\\'":
-        return "\\" + letter
-    return letter if letter.isprintable() else f"\\u{ord(letter):04x}"
+    return f"--{dashed}{'=' if str(value).startswith('-') else ' '}{shell_word(str(value))}"
 
 
 def open_run(name: str) -> Run:

@@ -17,7 +17,8 @@ from overnight.report import facts
 from overnight.report.crossing import crossings
 from overnight.report.facts import Run
 from overnight.report.summary import Costs, digits, numbers, particulars, summary
-from overnight.terminal import count, visible
+from overnight.terminal import count
+from overnight.visible import visible
 
 MARKS = {"good": "✓", "plain": "·", "warning": "!", "bad": "✗"}  # colour alone tells nothing
 SAMPLED = 10  # steps whose samples are shown at once; the others are a click away

@@ -15,7 +15,8 @@ from overnight.report.figures import FIRST
 from overnight.report.summary import Costs, numbers, particulars, summary
 from overnight.report.thin import smooth
 from overnight.report.verdict import verdict
-from overnight.terminal import count, visible
+from overnight.terminal import count
+from overnight.visible import visible
 
 STYLES = {"good": "green", "plain": "", "warning": "yellow", "bad": "red"}
 HEIGHT, WIDEST = 8, 72  # of a chart, in characters

@@ -60,7 +60,7 @@ def run(arguments: list[str]) -> int:
     from overnight import resolve, world
     from overnight.data.manifest import Data
     from overnight.evals import tasks
-    from overnight.terminal import Silent, Status
+    from overnight.terminal import Silent, Status, say
 
     names = tasks.names(wanted.tasks or ("" if wanted.harness else "val"))
     found: dict[str, dict[str, Any]] = {}
@@ -99,8 +99,8 @@ def run(arguments: list[str]) -> int:
     if wanted.json:
         print(json.dumps({name: finite(values) for name, values in found.items()}))
     else:
-        print(f"{loaded.origin}{f' on {data.folder}' if data else ''}")
-        print(table(found, data))
+        say(f"{loaded.origin}{f' on {data.folder}' if data else ''}")
+        say(table(found, data))
     return DONE
 
 

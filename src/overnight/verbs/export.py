@@ -35,6 +35,7 @@ def run(arguments: list[str]) -> int:
 
     from overnight import resolve
     from overnight.files import clear_disk_errors
+    from overnight.terminal import say
     from overnight.weights import export
 
     out = Path(wanted.out)
@@ -53,7 +54,7 @@ def run(arguments: list[str]) -> int:
     with clear_disk_errors(f"exporting to {out}"):
         if wanted.to == "llmc":
             export.to_llmc(loaded.weights, loaded.tokenizer, out)
-            print(f"{out}: {export.LLMC_MODEL} (fp32), {export.LLMC_BF16} and {export.LLMC_TOKENIZER}.")
+            say(f"{out}: {export.LLMC_MODEL} (fp32), {export.LLMC_BF16} and {export.LLMC_TOKENIZER}.")
             return DONE
         card = export.model_card(loaded.origin, loaded.weights, facts(loaded))
         difference = export.to_hf(loaded.weights, loaded.tokenizer, out, card, importing.result)
@@ -62,7 +63,7 @@ def run(arguments: list[str]) -> int:
         if difference is None
         else f"transformers gives the same logits (largest difference {difference:.1g}) and greedy text"
     )
-    print(f"{out}: for AutoModelForCausalLM and AutoTokenizer; {checked}.")
+    say(f"{out}: for AutoModelForCausalLM and AutoTokenizer; {checked}.")
     return DONE
 
 

@@ -27,6 +27,7 @@ def run(arguments: list[str]) -> int:
 
     from overnight import inspection, resolve
     from overnight.files import clear_disk_errors, parent_problem, write_synced
+    from overnight.terminal import say
     from overnight.weights.tensors import shapes
 
     loaded = resolve.load(wanted.model, torch.device("cpu"))
@@ -39,14 +40,14 @@ def run(arguments: list[str]) -> int:
         raise UserError(f"{out} is a folder: give --out a file's name.")
     tensors = {name: loaded.weights.tensors[name] for name in shapes(loaded.weights.config)}  # in its order
     rows = list(inspection.statistics(tensors))
-    print(f"{loaded.origin}: {sum(row.numbers for row in rows):,} numbers in {len(rows)} tensors")
-    print(f"  {'name':28} {'shape':>14} {'mean':>10} {'deviation':>10}")
+    say(f"{loaded.origin}: {sum(row.numbers for row in rows):,} numbers in {len(rows)} tensors")
+    say(f"  {'name':28} {'shape':>14} {'mean':>10} {'deviation':>10}")
     for row in rows:
-        print(f"  {row.name:28} {inspection.shape_of(row):>14} {row.mean:>10.5f} {row.deviation:>10.5f}")
+        say(f"  {row.name:28} {inspection.shape_of(row):>14} {row.mean:>10.5f} {row.deviation:>10.5f}")
     page = inspection.page(loaded.origin, tensors)
     with clear_disk_errors(f"writing {out}"):
         out.parent.mkdir(parents=True, exist_ok=True)
         write_synced(out, page)
     pictures = ", with pictures of the position embeddings" if "wpe.weight" in tensors else ""
-    print(f"{out}: the same{pictures}.")
+    say(f"{out}: the same{pictures}.")
     return DONE

@@ -14,7 +14,7 @@ from overnight.config import Config
 from overnight.data.manifest import MANIFEST, Data
 from overnight.errors import DONE, refuse
 from overnight.presets import PRESETS
-from overnight.terminal import duration, size
+from overnight.terminal import duration, say, size
 from overnight.verbs.train import find_preset, list_presets
 
 # Ids of the tokenizers that `prepare` takes by itself, for data that is not there yet; else GPT-2's.
@@ -60,7 +60,10 @@ def run(arguments: list[str]) -> int:
     if wanted.gpu and wanted.micro_batch != "auto":
         refuse(too_large(model, cards[0]))
     described = describe(preset, model, data) | {"places": places}
-    print(json_format.dumps(described) if wanted.json else table(described, wanted))
+    if wanted.json:
+        print(json_format.dumps(described))
+    else:
+        say(table(described, wanted))
     return DONE
 
 

@@ -40,7 +40,7 @@ def run(arguments: list[str]) -> int:
     from overnight.data.documents import default_folder
     from overnight.data.manifest import MANIFEST
     from overnight.machine import cpu_count
-    from overnight.terminal import size
+    from overnight.terminal import say, size
 
     wanted = parse(Prepare, "overnight prepare", arguments)
     out = Path(wanted.out) if wanted.out else default_folder(wanted.source)
@@ -54,7 +54,7 @@ def run(arguments: list[str]) -> int:
             wanted.source, out, tokenizer, workers, wanted.shard_tokens, wanted.keep_downloads
         )
     made = data.manifest
-    print(
+    say(
         f"{out}{' was ready already' if existed else ''}: {made.documents:,} documents, "
         f"{size(made.bytes)} of text, {made.tokens['train']:,} tokens to train on and "
         f"{made.tokens['val']:,} to validate ({made.tokenizer['kind']} tokenizer, "

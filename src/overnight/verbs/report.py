@@ -93,7 +93,7 @@ def write(runs: "list[Run]", costs: "Costs", out: str) -> None:
     from overnight.files import clear_disk_errors, parent_problem, write_synced
     from overnight.report.page import page
     from overnight.report.verdict import verdict
-    from overnight.terminal import visible
+    from overnight.terminal import say
 
     path = Path(out) if out else (runs[0].path / FILE if len(runs) == 1 else Path(FILE))
     if problem := parent_problem(path) or foreign(path):
@@ -104,8 +104,8 @@ def write(runs: "list[Run]", costs: "Costs", out: str) -> None:
         write_synced(path, content)
     for one in runs:
         said = verdict(one)
-        print(visible(f"{one.name}: {said[0].text}" if len(runs) > 1 else said[0].text))
-    print(f"{path}: verdict, curves and samples; open it in a browser.")
+        say(f"{one.name}: {said[0].text}" if len(runs) > 1 else said[0].text)
+    say(f"{path}: verdict, curves and samples; open it in a browser.")
 
 
 def foreign(path: Path) -> str | None:

@@ -5,7 +5,6 @@ import os
 import re
 import secrets
 import socket
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from urllib.parse import quote
@@ -72,6 +71,7 @@ def run(arguments: list[str]) -> int:
     from overnight.serve.batcher import Batcher
     from overnight.serve.fields import Limits
     from overnight.serve.server import serve
+    from overnight.terminal import say
 
     listening = bind(wanted.host, wanted.port)
     with listening, world.connect(wanted.device) as here:
@@ -82,10 +82,9 @@ def run(arguments: list[str]) -> int:
         limits = Limits(tokens=wanted.max_tokens, seconds=wanted.timeout)
         port = listening.getsockname()[1]
         shown = f"[{wanted.host}]" if ":" in wanted.host else wanted.host
-        print(f"Serving {wanted.model}" + (f", {batcher.error}" if batcher.error else "") + ":")
-        print(f"  http://{shown}:{port}/" + (f"?token={quote(token, safe='')}" if token else ""))
-        print(f"  http://{shown}:{port}/v1   for OpenAI's clients" + (f", api_key {token}" if token else ""))
-        sys.stdout.flush()
+        say(f"Serving {wanted.model}" + (f", {batcher.error}" if batcher.error else "") + ":")
+        say(f"  http://{shown}:{port}/" + (f"?token={quote(token, safe='')}" if token else ""))
+        say(f"  http://{shown}:{port}/v1   for OpenAI's clients" + (f", api_key {token}" if token else ""))
         serve(batcher, listening, shown, token, limits)
     return DONE
 

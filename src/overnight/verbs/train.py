@@ -10,6 +10,7 @@ from overnight.config import Config
 from overnight.errors import DONE, UserError, near
 from overnight.presets import PRESETS
 from overnight.stop import Stop, final_errors, is_rank
+from overnight.terminal import say
 
 
 def run(arguments: list[str]) -> int:
@@ -57,15 +58,15 @@ def in_the_morning(path: Path) -> None:
     try:
         terminal([facts.open_run(f"{path}{os.sep}")])
     except Exception as error:  # a run that is done is done, whatever is wrong with its picture
-        print(f"Nothing could be shown of it: {type(error).__name__}: {error}")
+        say(f"Nothing could be shown of it: {type(error).__name__}: {error}")
 
 
 def list_presets(verb: str) -> None:
     """The help of a verb that no preset was given to."""
     described = {name: (function.__doc__ or "").split("\n")[0] for name, function in PRESETS.items()}
-    print(f"usage: overnight {verb} PRESET [--option value ...]\n")
-    print("\n".join(f"  {name:22} {line}" for name, line in described.items()))
-    print(f"\novernight {verb} PRESET --help lists the options with the preset's values.")
+    say(f"usage: overnight {verb} PRESET [--option value ...]\n")
+    say("\n".join(f"  {name:22} {line}" for name, line in described.items()))
+    say(f"\novernight {verb} PRESET --help lists the options with the preset's values.")
 
 
 def find_preset(

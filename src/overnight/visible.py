@@ -1,0 +1,45 @@
+"""Text from files, folders and models, made harmless for a terminal, a page and a shell."""
+
+import re
+import shlex
+
+# C0 controls (but newline and tab) as their pictures, delete, C1 controls; marks that change the direction of
+# text, by which a line can be read otherwise than it is (CVE-2021-42574).
+_PICTURES: dict[int, int] = {code: 0x2400 + code for code in range(0x20) if chr(code) not in "\n\t"}
+_PICTURES |= {0x7F: 0x2421} | dict.fromkeys(range(0x80, 0xA0), 0xFFFD)
+_PICTURES |= dict.fromkeys((0x061C, 0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2066, 0x206A)), 0xFFFD)
+_PICTURES |= dict.fromkeys((0x2028, 0x2029), 0xFFFD)  # line and paragraph separators
+
+
+def visible(text: str) -> str:
+    """`text` with control characters (but newline and tab) replaced by pictures, so that none reaches the
+    terminal as a command: escape becomes U+241B. Direction marks become U+FFFD."""
+    return text.translate(_PICTURES)
+
+
+def one_line(text: str) -> str:
+    """`text` on one line, visible, with single spaces: for a message, a comment or a table."""
+    return " ".join(visible(text).split())
+
+
+def shell_word(word: str) -> str:
+    """`word` as a shell reads it back, on one line: in quotes where it needs them, and as $'...' (bash, zsh)
+    where it contains what does not print. A byte of a name that is not Unicode stays that byte."""
+    if word.isprintable():
+        return shlex.quote(word)
+    return "$'" + "".join(map(_escaped, word)) + "'"
+
+
+def shell_line(*words: object) -> str:
+    """A command line of these words."""
+    return " ".join(shell_word(str(word)) for word in words)
+
+
+def _escaped(letter: str) -> str:
+    if letter in "\\'":
+        return "\\" + letter
+    if letter.isprintable():
+        return letter
+    if re.match("[\udc80-\udcff]", letter):  # how Python writes a byte that is not UTF-8
+        return f"\\x{ord(letter) - 0xDC00:02x}"
+    return f"\\u{ord(letter):04x}" if ord(letter) < 0x10000 else f"\\U{ord(letter):08x}"

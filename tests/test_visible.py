@@ -1,0 +1,47 @@
+"""Text from outside is shown, never obeyed: by a terminal, a shell, or an eye."""
+
+import subprocess
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from overnight.errors import UserError
+from overnight.terminal import complain, say
+from overnight.visible import one_line, shell_line, shell_word, visible
+
+ESCAPE = "\x1b]0;owned\x07\x1b[2J"
+
+
+def test_control_characters_become_pictures() -> None:
+    assert visible("a\x1b[2Jb\x7f\x9bc\u202ed\u2066e\u200ff\u2028g") == (
+        "a\u241b[2Jb\u2421\ufffdc\ufffdd\ufffde\ufffdf\ufffdg"
+    )
+    assert visible("tabs\tand\nlines, ä and 🌙") == "tabs\tand\nlines, ä and 🌙"
+    assert one_line("a\n\tb \r\n c") == "a b ␍ c"
+
+
+def test_no_line_of_ours_holds_an_escape(capsys: pytest.CaptureFixture[str]) -> None:
+    say(f"out {ESCAPE}")
+    complain(f"err {ESCAPE}")
+    found = capsys.readouterr()
+    assert "\x1b" not in found.out + found.err
+    error = UserError(f"cannot read {ESCAPE}\n{ESCAPE}: the second line\nthird", ESCAPE, "x", "y")
+    assert "\x1b" not in str(error)
+    assert len(str(error).splitlines()) == 3
+
+
+@given(st.text(st.characters(blacklist_categories=("Cs",), blacklist_characters="\0")))
+def test_a_shell_reads_a_word_back_and_sees_one_line(word: str) -> None:
+    quoted = shell_word(word)
+    assert len(quoted.splitlines()) <= 1
+    assert visible(quoted) == quoted
+    shown = subprocess.run(["bash", "-c", f"printf %s {quoted}"], capture_output=True, check=True)
+    assert shown.stdout.decode() == word
+
+
+def test_bytes_that_are_no_unicode_and_whole_lines() -> None:
+    name = b"a\xff b".decode("utf-8", "surrogateescape")
+    shown = subprocess.run(["bash", "-c", f"printf %s {shell_word(name)}"], capture_output=True, check=True)
+    assert shown.stdout == b"a\xff b"
+    assert shell_line("overnight", "sample", "runs/x; rm -rf ~", 3) == "overnight sample 'runs/x; rm -rf ~' 3"
