@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from hypothesis import strategies as st
 from hypothesis.strategies import SearchStrategy
+from tests.editing import unsealed
 from tests.fuzzing import Reader
 from tests.mutations import binary, json_file
 
@@ -46,14 +47,14 @@ def make_shard(folder: Path) -> Path:
 
 def read_shard(path: Path) -> None:
     shard = open_shard(path)
-    assert path.stat().st_size == HEADER_BYTES + shard.nbytes
+    assert path.stat().st_size == HEADER_BYTES + len(shard) * shard.dtype.itemsize
     row = Tokens([shard, shard])
     assert len(row.read(0, len(row))) == 2 * len(shard)
 
 
 def make_data(folder: Path) -> Path:
     Finish(str(make_parts(folder).parent), str(folder / "data"), shard_tokens=TINY).run()
-    return folder / "data" / MANIFEST
+    return unsealed(folder / "data" / MANIFEST)
 
 
 def read_data(path: Path) -> None:
@@ -157,7 +158,7 @@ def make_progress(folder: Path) -> Path:
     for number in range(4):
         splits.add(True, number % 2 == 1, tokenizer.encode(TEXT))
     prepare.commit(begun, REQUEST, splits, prepare.Place(0, 4, 4, 4 * len(TEXT.encode()), True))
-    return begun / prepare.PROGRESS
+    return unsealed(begun / prepare.PROGRESS)
 
 
 def read_progress(path: Path) -> None:

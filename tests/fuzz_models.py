@@ -21,7 +21,7 @@ from overnight.checkpoint import OPTIMIZER, STATE, WEIGHTS, State
 from overnight.checks import fields_of
 from overnight.config import ModelConfig
 from overnight.data import tokens
-from overnight.files import sha256_file, to_json
+from overnight.files import sealed, sha256_file, to_json
 from overnight.models.gpt2 import GPT
 from overnight.report import facts
 from overnight.report.page import page
@@ -60,6 +60,10 @@ def tokenizer() -> tokens.Tokenizer:
     return tokens.train_char(["abcdefghijklmnopqrs"])  # with <|endoftext|> 20 ids
 
 
+# A state of an earlier version, which says nothing of the other files, so that they themselves are looked at.
+UNVOUCHED = State(1, 64, 1, "", 120, None, {})
+
+
 def make_run(folder: Path, model: ModelConfig = MODEL) -> Path:
     """A run as `train` leaves it, with one checkpoint; its folder."""
     run = folder / "run"
@@ -72,12 +76,6 @@ def make_run(folder: Path, model: ModelConfig = MODEL) -> Path:
         optimizer |= {f"{name}.{key}": tensor for name, tensor in random_tensors(model).items()}
     save_file(optimizer, step / OPTIMIZER)
     sums = {name: sha256_file(step / name) for name in (WEIGHTS, OPTIMIZER)}
-    known: dict[str, Any] = {
-        "step": 1, "tokens": 64, "seed": 1, "data": "0" * 64, "records_bytes": 120, "val_loss": 2.5,
-        "scaler": {"scale": 65536.0}, "skipped": [[3, 5]], "bad_steps": 0, "sha256": sums,
-    }  # fmt: skip
-    described = {one.name: known[one.name] for one in fields(State)}
-    (step / STATE).write_text(to_json(described | {"checksum": checkpoint.checksum(described)}))
     config = replace(
         presets.gpt2_quickstart(),
         batch_tokens=64,
@@ -88,6 +86,12 @@ def make_run(folder: Path, model: ModelConfig = MODEL) -> Path:
         micro_batch=1,
     )
     described = {"preset": "quickstart"} | asdict(config) | {"auto": {"micro_batch": 1}}
+    known: dict[str, Any] = {
+        "step": 1, "tokens": 64, "seed": 1, "data": "0" * 64, "records_bytes": 120, "val_loss": 2.5,
+        "scaler": {"scale": 65536.0}, "skipped": [[3, 5]], "bad_steps": 0, "sha256": sums,
+        "records_sha256": "", "tokenizer": "", "config": described, "owed": ["hellaswag", "sample"],
+    }  # fmt: skip
+    (step / STATE).write_text(sealed({one.name: known[one.name] for one in fields(State)}))
     (run / runs.CONFIG).write_text(to_json(described))
     (run / runs.TOKENIZER).write_text(to_json(tokenizer().to_json()))
     (run / records.FILE).write_text("".join(json.dumps(record) + "\n" for record in RECORDS))
@@ -97,7 +101,7 @@ def make_run(folder: Path, model: ModelConfig = MODEL) -> Path:
 def read_run(path: Path) -> None:
     """What sample, eval and inspect read of a run."""
     run = next(parent for parent in path.parents if parent.name == "run")
-    weights, config = resolve.of_checkpoint(checkpoint.folder(run, 1))
+    weights, config = resolve.of_checkpoint(checkpoint.folder(run, 1), UNVOUCHED)
     assert all(type(value) is not dict for _, value in fields_of(config))
     use(weights)
 
@@ -165,7 +169,12 @@ def read_state(path: Path) -> None:
     copy = run.with_name("copy")
     shutil.rmtree(copy, ignore_errors=True)
     shutil.copytree(run, copy)
+    records.problem(copy, state.records_bytes, state.records_sha256)
     records.rewind(copy, state.records_bytes)
+    config, _, problem = runs.vouched_config(run, state.config)
+    assert config.steps > 0
+    assert isinstance(problem, str)
+    resolve.of_checkpoint(path.parent, state)
 
 
 def resealed(valid: bytes) -> SearchStrategy[bytes]:
@@ -175,8 +184,7 @@ def resealed(valid: bytes) -> SearchStrategy[bytes]:
         try:
             described = json.loads(content)
             described.pop("checksum", None)
-            described["checksum"] = checkpoint.checksum(described)
-            return json.dumps(described).encode()
+            return sealed(described).encode()
         except (ValueError, AttributeError, TypeError, RecursionError):
             return content
 

@@ -296,12 +296,12 @@ def test_a_disk_that_is_full_for_a_while_costs_nothing(
     assert cli.run(options(data_folder, tmp_path / "whole")) == 0
     intact, disk = train.Session.update, contextlib.ExitStack()
 
-    def update(self: train.Session, step: int, stop: Stop) -> str:
+    def update(self: train.Session, step: int) -> str:
         if step == 3:
             disk.enter_context(full_disk(limit))
         if step == 11:
             disk.close()
-        return intact(self, step, stop)
+        return intact(self, step)
 
     monkeypatch.setattr(train.Session, "update", update)
     capsys.readouterr()
@@ -322,10 +322,10 @@ def test_a_disk_that_has_room_again_while_the_end_waits_for_it_costs_nothing(
     assert cli.run(options(data_folder, tmp_path / "whole")) == 0
     intact, disk, slept = train.Session.update, contextlib.ExitStack(), []
 
-    def update(self: train.Session, step: int, stop: Stop) -> str:
+    def update(self: train.Session, step: int) -> str:
         if step == 3:
             disk.enter_context(full_disk(300))
-        return intact(self, step, stop)
+        return intact(self, step)
 
     def sleep(seconds: float) -> None:
         slept.append(seconds)
@@ -404,9 +404,9 @@ def test_memory_does_not_grow_with_the_steps(
         pytest.skip("needs Linux")
     sizes, intact = {}, train.Session.update
 
-    def update(self: train.Session, step: int, stop: Stop) -> str:
+    def update(self: train.Session, step: int) -> str:
         sizes[step] = int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-        return intact(self, step, stop)
+        return intact(self, step)
 
     monkeypatch.setattr(train.Session, "update", update)
     long = ["--steps", 2000, "--eval-every", 200, "--save-every", 100, "--sample-every", 500]

@@ -111,9 +111,7 @@ def test_files_are_the_librarys_byte_for_byte(run: Path) -> None:
         assert (path / name).read_bytes() == (run / name).read_bytes()
 
 
-@pytest.mark.parametrize(
-    ("broken", "call"), [("write_tensors", n) for n in (1, 2)] + [("sync", n) for n in (1, 2)]
-)
+@pytest.mark.parametrize(("broken", "call"), [("write_tensors", n) for n in (1, 2)] + [("write_synced", 1)])
 @pytest.mark.parametrize("error", [OSError("disk"), KeyboardInterrupt()], ids=["error", "interrupt"])
 def test_a_save_that_fails_leaves_what_was_there(
     run: Path, monkeypatch: pytest.MonkeyPatch, broken: str, call: int, error: BaseException

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.editing import edit
 
 from overnight import cli as command
 from overnight.arguments import option_names
@@ -50,7 +51,7 @@ def yard(run: Path, tmp_path: Path, data_folder: Path, foreign_data: Path) -> Pa
     shutil.copy(foreign_data / "tokenizer.json", "other-tokenizer/tokenizer.json")
     Path("no-json/manifest.json").write_text("{")
     manifest = Path("outside/manifest.json")
-    manifest.write_text(manifest.read_text().replace("train_000001.bin", "../data/train_000001.bin"))
+    edit(manifest, lambda found: found["shards"][0].update(file="../data/train_000001.bin"))
     Path("empty").mkdir()
     Path("notes").mkdir()
     Path("notes/todo.txt").write_text("buy milk")
@@ -116,10 +117,10 @@ WRONG = {
     f"{GO} --data outside": "leads out of the folder",
     f"{GO} --data no-tokenizer": "no-tokenizer/tokenizer.json",
     f"{GO} --data other-tokenizer": "other-tokenizer/tokenizer.json is not the one of the manifest",
-    f"{GO} --run notes/": "notes exists and is no run",
+    f"{GO} --run notes/": "notes exists and is not a run",
     f"{GO} --run text.txt/x": "text.txt",
-    f"{GO} --run ./text.txt": "text.txt exists and is no run",
-    f"{GO} --run .": "is no run",
+    f"{GO} --run ./text.txt": "text.txt exists and is not a run",
+    f"{GO} --run .": "is not a run",
     f"{GO} --run broken": "runs/broken/config.json is damaged",
     f"{GO} --init-from nowhere": "there is no run runs/nowhere",
     f"{GO} --init-from hf:gpt2": "hf:gpt2 is not in the cache",
@@ -346,7 +347,10 @@ def test_eval_prints_the_contracts_json(run: Path, cli: Cli, data_folder: Path) 
     lines = (run / "records.jsonl").read_text().splitlines()
     last = [record for line in lines if (record := json.loads(line))["kind"] == "val"][-1]
     expected = {"loss": last["loss"], "bits_per_byte": last["bits_per_byte"], "tokens": last["val_tokens"]}
-    assert json.loads(done.out) == {"val": pytest.approx(expected)}
+    assert json.loads(done.out) == {
+        "val": pytest.approx(expected),
+        "model": {"name": "x@4", "step": 4, "damaged": []},
+    }
 
 
 def test_eval_shows_the_same_numbers_in_a_table(run: Path, cli: Cli, data_folder: Path) -> None:

@@ -52,6 +52,9 @@ def start(data_folder: Path) -> Iterator[Callable[..., subprocess.Popen]]:
         process.communicate()
 
 
+HOURS = "overnight.step:train_step=10000"
+
+
 def torchrun(*more: str) -> tuple[str, ...]:
     return (
         sys.executable,
@@ -114,20 +117,36 @@ def test_two_interrupts_leave_at_once_and_leave_nothing_corrupt(
     processes: int, start, tmp_path: Path
 ) -> None:
     run = tmp_path / "run"
-    slow = (*FOREVER, "--batch-tokens", 64 * 100_000, "--micro-batch", 1)  # a step of several minutes
+    process = start(run, *FOREVER, "--processes", processes, env=sabotaged(SLOW=HOURS))
+    wait_for_step(run, 1, process)
+    ranks = family(process)
+    process.send_signal(signal.SIGINT)
+    assert process.stderr
+    assert "stopping: " in process.stderr.readline(), "acknowledged while the step computes"
+    assert process.poll() is None, "the first is for after the step"
+    process.send_signal(signal.SIGINT)
+    assert process.wait(60) == 130
+    wait_until_gone(ranks)
+    assert [record["kind"] for record in records.read(run)] == ["event", "train", "event"]
+    assert list_steps(run) == []
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 75), (signal.SIGINT, 130)])
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_step_of_many_micro_batches_is_left_between_two_of_them(
+    processes: int, number: int, code: int, start, tmp_path: Path
+) -> None:
+    """It would take hours. Nothing was finished, so nothing is saved, and the next start begins again."""
+    run = tmp_path / "run"
+    slow = (*FOREVER, "--batch-tokens", 64 * 1_000_000, "--micro-batch", 1)
     process = start(run, *slow, "--processes", processes)
     while not events(run, "start"):
         assert process.poll() is None
         time.sleep(0.02)
-    time.sleep(1)
-    ranks = family(process)
-    process.send_signal(signal.SIGINT)
-    time.sleep(1)
-    assert process.poll() is None, "the first is for after the step"
-    process.send_signal(signal.SIGINT)
-    assert process.wait(20) == 130
-    wait_until_gone(ranks, 20)
-    assert [record["name"] for record in records.read(run)] == ["start"]
+    time.sleep(1)  # it may be about to begin the step: then it ends, too, and says something else
+    process.send_signal(number)
+    assert process.wait(60) == code
+    assert list_steps(run) == []
 
 
 RANK = """

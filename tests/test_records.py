@@ -1,5 +1,6 @@
 """Records: valid JSON always, whole lines only, cut back to what a checkpoint vouches for."""
 
+import hashlib
 import json
 import math
 import tempfile
@@ -44,6 +45,7 @@ def test_every_kind_has_the_designs_fields(tmp_path: Path) -> None:
     assert list(read(tmp_path)) == found
     for record in found:
         assert record.pop("time").endswith("Z")
+    assert event.pop("elapsed") >= 0
     rate = {"step_ms": 12.346, "tokens_per_second": 5184.3, "mfu": None}
     assert train == common | rate | {"kind": "train", "loss": 2.5, "lr": 1e-3, "grad_norm": 0.5}
     assert val == common | {"kind": "val", "loss": 2.4, "bits_per_byte": 3.5, "val_tokens": 100}
@@ -79,7 +81,8 @@ def test_appending_goes_on_and_sizes_count_all_that_is_written(tmp_path: Path) -
     for count in (1, 2):
         records = Records(tmp_path, pytest.fail)
         records.event(0, 0, "start", {})
-        assert records.size() == (tmp_path / FILE).stat().st_size
+        content = (tmp_path / FILE).read_bytes()
+        assert records.mark() == (len(content), hashlib.sha256(content).hexdigest())
         records.close()
         assert len(written(tmp_path)) == count
 

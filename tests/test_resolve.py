@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from tests.editing import edit
 
 from overnight import resolve, runs
 from overnight.errors import UserError
@@ -147,9 +148,6 @@ def rewrite(name: str, content: str) -> Callable[[Path], object]:
 @pytest.mark.parametrize(
     ("damage", "words"),
     [
-        (lambda run: (run / "config.json").unlink(), "config.json"),
-        (rewrite("config.json", "{"), "config.json"),
-        (rewrite("config.json", "{}"), "config.json"),
         (lambda run: (run / "tokenizer.json").unlink(), "tokenizer.json"),
         (rewrite("tokenizer.json", "[]"), "tokenizer.json"),
         (rewrite("tokenizer.json", '{"kind": "char"}'), "tokenizer.json"),
@@ -162,11 +160,49 @@ def test_a_damaged_run_is_refused_with_the_file(
     assert words in refusal("x")
 
 
-def test_a_config_of_another_model_is_refused_with_the_tensor(run: Path) -> None:
-    described = json.loads((run / "config.json").read_text())
-    described["model"]["block_size"] = 8
-    (run / "config.json").write_text(json.dumps(described))
+@pytest.mark.parametrize("content", ["", "{", "{}", None])
+def test_the_checkpoints_copy_of_a_damaged_config_is_used_and_that_is_said(
+    run: Path, content: str | None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = resolve.load("x", CPU)
+    (run / "config.json").unlink()
+    if content is not None:
+        (run / "config.json").write_text(content)
+    assert resolve.load("x", CPU).config == before.config
+    said = capsys.readouterr().err
+    assert "config.json" in said
+    assert said.endswith("The copy in step_00000004 is used.\n")
+
+
+def test_a_config_of_another_model_is_noticed(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Four heads would fit the same tensors, and compute something else."""
+    edit(run / "config.json", lambda config: config["model"].update(n_head=4))
+    assert resolve.load("x", CPU).model.config.n_head == 2
+    assert "describes another model than the checkpoint" in capsys.readouterr().err
+
+
+def test_of_earlier_versions_a_config_of_another_model_is_refused_with_the_tensor(run: Path) -> None:
+    for path in run.glob("checkpoints/*/state.json"):
+        edit(path, lambda state: state.pop("config"))
+    edit(run / "config.json", lambda config: config["model"].update(block_size=8))
     assert "wpe.weight has shape [16, 16], not [8, 16]" in refusal("x")
+
+
+def test_another_tokenizer_is_refused_with_the_remedy(run: Path) -> None:
+    described = json.loads((run / "tokenizer.json").read_text())
+    described["characters"] = described["characters"][:-1] + "\U0001f319"
+    (run / "tokenizer.json").write_text(json.dumps(described))
+    said = refusal("x")
+    assert "is not the tokenizer that step_00000004 was trained with" in said
+    assert "resume the training" in said
+
+
+def test_a_fall_back_to_an_older_checkpoint_is_said(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (run / "checkpoints/step_00000004/model.safetensors").write_bytes(b"garbage")
+    assert resolve.load("x", CPU).step == 3
+    said = capsys.readouterr().err
+    assert "step_00000004: model.safetensors is not the file that was saved" in said
+    assert said.endswith("The checkpoint of step 3 is used.\n")
 
 
 def test_a_config_says_its_preset_and_what_was_auto(run: Path) -> None:

@@ -3,12 +3,15 @@
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.editing import edit
 
-from overnight import checkpoint, records, saving
+from overnight import checkpoint, records, runs, saving
+from overnight.config import Config
 
 Train = Callable[..., Any]
 Tree = Callable[[Path], dict[str, bytes]]
@@ -59,7 +62,7 @@ def test_a_run_whose_time_is_up_asks_to_be_run_again(tmp_path: Path, trained: Pa
     run = tmp_path / "x"
     ends = [train(run, "--max-minutes", 1e-9) for _ in range(4)]
     assert [end.code for end in ends] == [75, 75, 75, 0]
-    assert "Preempted: saved step 1. Run the same command again to go on." in ends[0].out
+    assert "Preempted: saved step 1. Run the same command again to resume." in ends[0].out
     assert [event["step"] for event in events(run, "preempted")] == [1, 2, 3]
     assert [event["step"] for event in events(run, "resume")] == [1, 2, 3]
     assert_ended_alike(run, trained)
@@ -195,9 +198,8 @@ def test_a_complete_run_goes_on_for_more_steps(run: Path, train: Train) -> None:
 
 def test_a_run_of_another_machine_goes_on_here(stopped: Path, trained: Path, train: Train) -> None:
     """Two GPUs with two windows each there, one CPU with all four here."""
-    config = json.loads((stopped / "config.json").read_text())
-    config |= {"device": "cuda", "processes": 2, "micro_batch": 2}
-    (stopped / "config.json").write_text(json.dumps(config))
+    there = {"device": "cuda", "processes": 2, "micro_batch": 2}
+    edit(stopped / "config.json", lambda config: config.update(there))
     assert train(stopped, "--micro-batch", 4).code == 0
     (resume,) = events(stopped, "resume")
     assert resume["detail"]["changes"] == {
@@ -276,8 +278,41 @@ def test_other_data_is_refused(
     assert tree(run) == before
 
 
+def config_of(run: Path) -> Config:
+    """The config in a run's folder, wherever that is."""
+    return replace(runs.read_config(run)[0], run="", data="")
+
+
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"steps": 4}'])
-def test_a_run_with_a_damaged_config_is_refused(run: Path, train: Train, tree: Tree, content: str) -> None:
+def test_a_damaged_config_is_written_again_from_the_checkpoint(
+    run: Path, stopped: Path, trained: Path, train: Train, content: str
+) -> None:
+    before = config_of(run)
+    (run / "config.json").write_text(content)
+    done = train(run)
+    assert done.code == 0
+    assert "config.json is damaged" in done.out
+    assert config_of(run) == before
+    assert any("config.json" in note for note in events(run, "resume")[0]["detail"]["notes"])
+    assert_ended_alike(run, trained)
+
+
+def test_so_is_that_of_a_complete_run(run: Path, train: Train) -> None:
+    before = config_of(run)
+    edit(run / "config.json", lambda config: config["model"].update(n_head=4))
+    done = train(run)
+    assert done.code == 0
+    assert "config.json describes another model than the checkpoint." in done.out
+    assert config_of(run) == before
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"steps": 4}'])
+def test_without_a_copy_a_damaged_config_is_refused(
+    run: Path, train: Train, tree: Tree, content: str
+) -> None:
+    """As checkpoints of earlier versions are."""
+    for path in run.glob("checkpoints/*/state.json"):
+        edit(path, lambda state: state.pop("config"))
     (run / "config.json").write_text(content)
     before = tree(run)
     refused = train(run)
@@ -290,8 +325,7 @@ def test_autos_stay_what_the_run_made_of_them(stopped: Path, train: Train, data_
     """A vocabulary padded for a GPU keeps its padding on a CPU."""
     config = json.loads((stopped / "config.json").read_text())
     assert config["model"]["vocab_size"] == config["auto"]["model.vocab_size"]
-    config["micro_batch"] = 2  # as chosen on a smaller machine
-    (stopped / "config.json").write_text(json.dumps(config))
+    edit(stopped / "config.json", lambda config: config.update(micro_batch=2))  # chosen on a smaller machine
     assert train(stopped).code == 0
     assert json.loads((stopped / "config.json").read_text())["micro_batch"] == 2
 

@@ -75,7 +75,7 @@ def test_a_stopped_run_ends_as_one_never_stopped(
     assert_same_end(tmp_path / "whole", tmp_path / "cut")
 
 
-@pytest.mark.parametrize("broken", ["validate", "sample", "save", "update"])
+@pytest.mark.parametrize("broken", ["validate", "evaluate", "save", "update"])
 def test_a_crash_anywhere_costs_the_steps_since_the_checkpoint_only(
     broken: str, data_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -85,7 +85,7 @@ def test_a_crash_anywhere_costs_the_steps_since_the_checkpoint_only(
 
     def breaks(self: train.Session, *arguments: object) -> object:
         calls.append(arguments)
-        if len(calls) == 2 + 4 * (broken == "update"):
+        if len(calls) == 2 + 4 * (broken in ("update", "evaluate")):
             intact(self, *arguments)  # the crash comes after the work, so that there is something to undo
             raise RuntimeError("crash")
         return intact(self, *arguments)
@@ -218,7 +218,7 @@ def test_evaluation_does_not_count_as_training_time(
     data_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     slept = []
-    for name in ("validate", "sample", "save"):
+    for name in ("validate", "state", "save"):
         intact = getattr(train.Session, name)
 
         def slow(self: train.Session, *arguments: object, intact=intact) -> object:

@@ -10,10 +10,11 @@ import json
 import math
 import os
 import re
+import secrets
 import shutil
 import struct
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -24,54 +25,24 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from overnight.errors import Failure, UserError
-from overnight.files import checksum, sha256_file, sync, to_json, unused
+from overnight.files import (
+    checksum,
+    open_new,
+    read_bytes,
+    reason,
+    sealed,
+    sha256_file,
+    subfolder,
+    sync,
+    unused,
+    write_synced,
+)
 from overnight.parallel import as_placed
+from overnight.state import State
 
 WEIGHTS, OPTIMIZER, STATE = "model.safetensors", "optimizer.safetensors", "state.json"
 PIECE = 1 << 20  # bytes written at once; the system takes 16 MiB eight times slower
 NAME = re.compile(r"step_(\d{8,})")
-
-
-@dataclass(frozen=True)
-class State:
-    """The content of state.json."""
-
-    step: int
-    """Updates done."""
-    tokens: int
-    """Tokens trained on."""
-    seed: int
-    """The random state: what step s draws (dropout) is seeded from seed, s and rank, so the seed is all."""
-    data: str
-    """Fingerprint of the data."""
-    records_bytes: int
-    """Size of records.jsonl when everything up to this step was in it and synced."""
-    val_loss: float | None
-    """Validation loss at this step, if it was measured."""
-    scaler: dict[str, float]
-    """Scale and growth of fp16's gradient scaler."""
-    sha256: dict[str, str] = field(default_factory=dict)
-    """Checksums of the files beside this one."""
-    skipped: list[list[int]] = field(default_factory=list)
-    """Ranges of windows that are left out since they made bad steps: data/batches.py's `skipped`."""
-    bad_steps: int = 0
-    """Updates in a row, the newest the last, that did not happen because loss or gradient was not finite."""
-
-    def problem(self) -> str:
-        """What in here cannot be true, although the checksum is right."""
-        counts = (self.step, self.tokens, self.seed, self.records_bytes, self.bad_steps)
-        if not all(type(count) is int and 0 <= count < 2**63 for count in counts):
-            return f"step, tokens, seed, records_bytes and bad_steps are {counts!r}"
-        edges = [0] + [edge for one in self.skipped for edge in one]
-        pairs = all(len(one) == 2 for one in self.skipped) and all(type(edge) is int for edge in edges)
-        if not pairs or edges != sorted(edges):
-            return f"skipped is {self.skipped!r}"
-        numbers = [*self.scaler.values(), *([] if self.val_loss is None else [self.val_loss])]
-        if not all(type(number) in (int, float) and abs(number) < 1e300 for number in numbers):
-            return f"val_loss is {self.val_loss!r}, scaler {self.scaler!r}"
-        if not all(isinstance(text, str) for text in (self.data, *self.sha256.values())):
-            return f"data is {self.data!r}, sha256 {self.sha256!r}"
-        return ""
 
 
 class Damaged(Exception):
@@ -90,31 +61,34 @@ def publish(
 ) -> Path:
     """Save tensors (of `tensors_of`, on the CPU) and state as the checkpoint of `state.step`; its checksums
     are filled in. Raises OSError where the disk does not take it; nothing of it is left then."""
+    parent = subfolder(run, "checkpoints")
+    remove_leftovers(parent)
     target = folder(run, state.step)
-    if not target.parent.exists():
-        target.parent.mkdir()
-        sync(run)
-    for leftover in target.parent.glob(".step_*"):
-        shutil.rmtree(leftover, ignore_errors=True)
-    aside = target.with_name(f".{target.name}")
-    aside.mkdir()
+    hidden = parent / f".{target.name}.{secrets.token_hex(8)}"
+    hidden.mkdir()
     try:
         checksums = {
-            WEIGHTS: write_tensors(weights, aside / WEIGHTS),
-            OPTIMIZER: write_tensors(optimizer, aside / OPTIMIZER),
+            WEIGHTS: write_tensors(weights, hidden / WEIGHTS),
+            OPTIMIZER: write_tensors(optimizer, hidden / OPTIMIZER),
         }
-        described = asdict(state) | {"sha256": checksums}
-        (aside / STATE).write_text(to_json(described | {"checksum": checksum(described)}))
-        sync(aside / STATE)
-        sync(aside)
+        write_synced(hidden / STATE, sealed(asdict(state) | {"sha256": checksums}))
         if target.exists():  # renamed the last time, but then syncing the folder's names failed
-            os.rename(target, target.with_name(f".{target.name}.removed"))
-        os.rename(aside, target)
+            os.rename(target, hidden.with_name(f"{hidden.name}.removed"))
+        os.rename(hidden, target)
     except BaseException:
-        shutil.rmtree(aside, ignore_errors=True)
+        shutil.rmtree(hidden, ignore_errors=True)
         raise
-    sync(target.parent)
+    sync(parent)
     return target
+
+
+def remove_leftovers(parent: Path) -> None:
+    """Remove the hidden folders of saves that were killed."""
+    for leftover in parent.glob(".step_*"):
+        if leftover.is_symlink():  # not ours, and never followed
+            leftover.unlink(missing_ok=True)
+        else:
+            shutil.rmtree(leftover, ignore_errors=True)
 
 
 def write_tensors(tensors: Mapping[str, Tensor], path: Path) -> str:
@@ -130,7 +104,7 @@ def write_tensors(tensors: Mapping[str, Tensor], path: Path) -> str:
     described = json.dumps(header, separators=(",", ":")).encode()
     described += b" " * (-len(described) % 8)
     digest = hashlib.sha256()
-    with open(path, "wb") as file:
+    with open_new(path) as file:
         head = memoryview(struct.pack("<Q", len(described)) + described)
         for part in (head, *(tensors[name].reshape(-1).numpy().view(np.uint8).data for name in header)):
             for begin in range(0, len(part), PIECE):
@@ -163,21 +137,21 @@ def check(path: Path, names: tuple[str, ...] = (WEIGHTS, OPTIMIZER)) -> State:
     """The state of a checkpoint whose files `names` are, to the last bit, as written; Damaged otherwise.
     Raises Failure where the disk cannot be read."""
     try:
-        described = json.loads((path / STATE).read_bytes())
+        described = json.loads(read_bytes(path / STATE))
         if described.pop("checksum") != checksum(described):
             raise Damaged(f"{STATE} is not the file that was saved")
         state = State(**described)
         if problem := state.problem():
-            raise Damaged(f"{STATE} has no sense: {problem}")
+            raise Damaged(f"{STATE} is inconsistent: {problem}")
         for name in names:
             if sha256_file(path / name) != state.sha256[name]:
                 raise Damaged(f"{name} is not the file that was saved")
         if f"step_{state.step:08d}" != path.name:
             raise Damaged(f"{STATE} is of step {state.step}")
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
-        raise Damaged(f"{error.strerror}: {error.filename}") from None
+        raise Damaged(f"{reason(error)}: {error.filename}") from None
     except OSError as error:  # a disk that cannot be read now is not a checkpoint that is wrong
-        raise Failure(f"cannot read the checkpoint {path}: {error.strerror}.") from None
+        raise Failure(f"cannot read the checkpoint {path}: {reason(error)}.") from None
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise Damaged(f"{type(error).__name__}: {error}"[:200]) from None
     return state
@@ -281,7 +255,7 @@ def look(run: Path, step: int) -> tuple[float, int]:
     """The validation loss in a checkpoint's state.json, infinity where it has none, and its bad steps, at a
     glance: nothing is verified."""
     try:
-        described = json.loads((folder(run, step) / STATE).read_bytes())
+        described = json.loads(read_bytes(folder(run, step) / STATE))
         loss, bad_steps = described["val_loss"], described.get("bad_steps", 0)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return math.inf, 1

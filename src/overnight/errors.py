@@ -35,6 +35,10 @@ class Preempted(KeyboardInterrupt):
     """Asked to stop before the first step: exit code 75, because the same command begins anew."""
 
 
+class Abandoned(Exception):
+    """Stopped in the middle of something that is done again after a resume: a step, an evaluation."""
+
+
 def at_most_three(lines: Sequence[str]) -> list[str]:
     """All of `lines` in at most three lines of bounded length, control characters made visible: what a file
     or its name contains may be quoted in them. The third line holds what is left over."""

@@ -1,6 +1,6 @@
 """What is measured of a run while it trains: validation loss, HellaSwag, samples; each said and recorded."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
 
 from overnight import errors
@@ -11,7 +11,7 @@ from overnight.decode import Sampling
 from overnight.evals import reference
 from overnight.evals.hellaswag import Question, hellaswag
 from overnight.evals.loss import validation
-from overnight.generate import texts
+from overnight.generate import collect, continuations
 from overnight.models.networks import Network
 from overnight.records import Records
 from overnight.terminal import Status
@@ -21,7 +21,8 @@ from overnight.world import World
 
 class Evaluator:
     """Measures the plain model, whose shapes may change, never the compiled or sharded one. Every rank has
-    one; records is None on all but the first. `tokens`: trained on so far, for the records."""
+    one; records is None on all but the first. `tokens`: trained on so far, for the records. Each raises
+    Abandoned, and records nothing, where `asked` says meanwhile that the run should stop."""
 
     def __init__(
         self,
@@ -32,12 +33,18 @@ class Evaluator:
         autocast: Callable[[], AbstractContextManager],
         records: Records | None,
         status: Status,
+        asked: Callable[[], object] = lambda: "",
     ):
+        self.asked = asked
         self.config, self.data, self.questions = config, data, questions
         self.world, self.autocast, self.records, self.status = world, autocast, records, status
 
-    def progress(self, step: int, what: str) -> Callable[[int, int], None]:
-        return lambda done, total: self.status.update(lambda: f"step {step:,}: {what} {done:,} of {total:,}")
+    def progress(self, step: int, what: str) -> Callable[[int, int], object]:
+        def show(done: int, total: int) -> object:
+            self.status.update(lambda: f"step {step:,}: {what} {done:,} of {total:,}")
+            return self.asked()
+
+        return show
 
     def validate(self, model: Network, step: int, tokens: int, limit: int | None) -> dict[str, float]:
         """Loss, bits_per_byte and tokens of the first `limit` tokens of the validation split, or of all."""
@@ -82,17 +89,18 @@ class Evaluator:
                 self.status.say(f"step {step:,}: HellaSwag {line}")
 
     def sample(self, model: Network, step: int, tokens: int) -> None:
-        """What the model writes now; the first rank alone, no rank needs the others for it."""
+        """What the model writes now. The first rank does it alone, and alone may abandon it."""
         if self.records is None:
             return
         wanted = self.config.sample
         seed = key(self.config.seed, step)
         try:
             with self.autocast():
-                written = texts(
+                rows = continuations(
                     model, self.data.tokenizer, [wanted.prompt] * wanted.count, wanted.length,
                     Sampling(), seed,
                 )  # fmt: skip
+                written = collect(self.data.tokenizer, self.until_asked(rows), wanted.count)
         except errors.Failure as error:
             self.records.event(step, tokens, "nonfinite", {"in": "sample"})
             self.status.say(f"step {step:,}: no sample: {error}")
@@ -101,3 +109,9 @@ class Evaluator:
             self.records.sample(step, tokens, wanted.prompt, text)
         first_line = " ".join((wanted.prompt + written[0]).split())[:90]
         self.status.say(f"step {step:,}: sample: {visible(first_line)}")
+
+    def until_asked(self, rows: Iterable[list[int | None]]) -> Iterator[list[int | None]]:
+        for row in rows:
+            if self.asked():
+                raise errors.Abandoned
+            yield row

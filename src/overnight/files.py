@@ -4,7 +4,7 @@ Every file of a run or of prepared data is opened here (tests/test_files.py enfo
 
 open_regular        read: no FIFO, device or folder, which could block or never end
 open_new            write a file that does not exist yet
-open_own            append or update: never through a symbolic or a hard link
+open_real, open_own append or update: never through a symbolic link; nor, the second, a hard one
 write_synced        replace a file as a whole: written aside under a random name, synced, renamed
 subfolder           a folder inside a folder of ours: never a symbolic link
 
@@ -54,21 +54,25 @@ def open_new(path: Path) -> IO[bytes]:
     return open(os.open(path, flags, 0o666), "wb")
 
 
-def open_own(path: Path, append: bool = False) -> IO[bytes]:
-    """Open a file of ours for reading and writing, unbuffered, and create it where it is missing.
+def open_real(path: Path, create: bool = True, append: bool = False) -> IO[bytes]:
+    """Open a file for reading and writing, unbuffered; `append`: every write goes to its end. Raises OSError
+    where it is a symbolic link or not a file."""
+    flags = os.O_RDWR | NO_FOLLOW | NO_BLOCK | BINARY
+    flags |= (os.O_CREAT if create else 0) | (os.O_APPEND if append else 0)
+    try:
+        descriptor = os.open(path, flags, 0o666)
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise OSError(errno.ELOOP, "it is a symbolic link", str(path)) from None
+        raise
+    return checked(descriptor, path, "a+b" if append else "r+b", buffering=0)
 
-    append: every write goes to its end. A file with a second name (a hard link) is replaced by a copy first,
-    so that the other name keeps its content. Raises OSError where it is a symbolic link or not a file.
-    """
-    flags = os.O_RDWR | os.O_CREAT | NO_FOLLOW | NO_BLOCK | BINARY | (os.O_APPEND if append else 0)
+
+def open_own(path: Path, append: bool = False) -> IO[bytes]:
+    """The same for a file that is ours alone, created where it is missing. One with a second name (a hard
+    link) is replaced by a copy first, so that the other name keeps its content."""
     for _ in range(2):
-        try:
-            descriptor = os.open(path, flags, 0o666)
-        except OSError as error:
-            if error.errno == errno.ELOOP:
-                raise OSError(errno.ELOOP, "it is a symbolic link", str(path)) from None
-            raise
-        file = checked(descriptor, path, "a+b" if append else "r+b", buffering=0)
+        file = open_real(path, append=append)
         if os.fstat(file.fileno()).st_nlink < 2:
             return file
         with file:
@@ -225,7 +229,7 @@ def read_json(path: Path, what: str, seal: bool = False) -> dict[str, Any]:
         if value[CHECKSUM] != checksum(value):
             raise UserError(
                 f"the {what} {path} is damaged: its content does not match its checksum.",
-                "Restore it from a backup. If you edited it yourself, undo that.",
+                "Restore it from a backup; if you edited it on purpose, remove the line with its checksum.",
             )
         del value[CHECKSUM]
     return value

@@ -2,7 +2,7 @@
 
 import codecs
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -80,10 +80,14 @@ def texts(
     model: Network, tokenizer: Tokenizer, prompts: Sequence[str], length: int, sampling: Sampling, seed: int
 ) -> list[str]:
     """A continuation of each prompt, up to <|endoftext|> or `length` tokens."""
-    rows = continuations(model, tokenizer, prompts, length, sampling, seed)
+    return collect(tokenizer, continuations(model, tokenizer, prompts, length, sampling, seed), len(prompts))
+
+
+def collect(tokenizer: Tokenizer, rows: Iterable[list[int | None]], count: int) -> list[str]:
+    """The `count` texts of which `continuations` yields the tokens."""
     columns = zip(*rows, strict=True)
     written = [tokenizer.decode(token for token in column if token is not None) for column in columns]
-    return written or [""] * len(prompts)
+    return written or [""] * count
 
 
 def stream(

@@ -15,9 +15,9 @@ import torch
 from overnight import __version__, checkpoint, plan, records
 from overnight.checkpoint import State
 from overnight.data.batches import Batches
-from overnight.files import disk_problem
+from overnight.files import disk_problem, reason
 from overnight.records import Records
-from overnight.start import Start
+from overnight.start import Start, describe
 from overnight.terminal import Status, duration, size
 from overnight.trackers import Trackers
 from overnight.watch import WINDOW, Watch
@@ -90,15 +90,19 @@ class Journal:
             detail["attention"] = attention
         if start.resuming:
             detail |= {"changes": start.changes, "damaged": start.damaged, "restarts": restarts}
+            detail |= {"notes": start.notes} if start.notes else {}
             for problem in start.damaged:
                 self.say(f"damaged checkpoint moved aside: {problem}")
+            for note in start.notes:
+                self.say(note)
             for name, (was, now) in start.changes.items():
                 self.say(f"{name.replace('_', '-')}: {was} -> {now}")
         self.event(self.first, "resume" if start.resuming else "start", detail)
         if start.auto.get("hellaswag_every") == 0:
             self.say("HellaSwag is left out: its file could not be had (--hellaswag-file PATH).")
         if world.is_main:
-            self.check_room()
+            with contextlib.suppress(OSError):
+                self.check_room()
         ranks = f" on {world.size} ranks ({config.parallel})" if world.size > 1 else ""
         self.say(
             f"{'Resuming' if self.first else 'Training'} {self.run}"
@@ -107,6 +111,16 @@ class Journal:
             f"{world.device}{ranks}, {config.steps:,} steps of {config.batch_tokens:,} tokens "
             f"({config.micro_batch} x {config.model.block_size} at a time)."
         )
+
+    def make_folder_again(self) -> None:
+        """Make the run's folder again where it was moved or deleted while the run was training, so that its
+        last checkpoint can be saved."""
+        with contextlib.suppress(OSError):  # it is tried again
+            if self.records and not self.run.exists():
+                self.run.mkdir(parents=True)
+                describe(self.start)
+                self.records.write_again()
+                self.say(f"{self.run} was moved or deleted: it is made again for the last checkpoint.")
 
     def check_room(self) -> None:
         """Say so while somebody is awake if the disk will not hold the run's checkpoints."""
@@ -169,8 +183,11 @@ class Journal:
 
     def save_failed(self, step: int, error: OSError) -> None:
         """A checkpoint was not saved; it is tried again."""
-        names = checkpoint.list_steps(self.run)
-        newest = f"the newest is that of step {names[-1]:,}" if names else "there is none yet"
+        try:
+            names = checkpoint.list_steps(self.run)
+            newest = f"the newest is that of step {names[-1]:,}" if names else "there is none yet"
+        except OSError as other:  # the folder cannot be read either
+            newest = f"the others cannot be listed ({reason(other)})"
         self.event(step, "save_failed", {"error": str(error)})
         self.say(
             f"CHECKPOINT OF STEP {step:,} NOT SAVED: {disk_problem(error)}. Training goes on and it is tried "
@@ -185,10 +202,11 @@ class Journal:
             f"{back:,}, and on without their windows."
         )
 
-    def left(self, step: int, reason: str) -> None:
+    def left(self, step: int, why: str) -> None:
         """Stopped from outside, with everything saved."""
-        self.event(step, reason, {})
-        self.say(f"{reason.capitalize()}: saved step {step:,}. Run the same command again to go on.")
+        self.event(step, why, {})
+        saved = f"saved step {step:,}" if step else "no step was finished, so nothing is saved"
+        self.say(f"{why.capitalize()}: {saved}. Run the same command again to resume.")
 
     def done(self, last_val: dict[str, float]) -> None:
         """The last step is done and saved."""
@@ -199,15 +217,20 @@ class Journal:
         )
 
 
-def complete(start: Start) -> None:
-    """Record that a complete run is done, where that was not done."""
+def complete(start: Start) -> str:
+    """Record that a complete run is done, where that was not done, and mend its config.json, where that was
+    damaged; what is wrong with its records, or ""."""
     assert start.state is not None
+    if start.notes:
+        describe(start)
     step = start.state.step
+    problem = records.problem(start.run, start.state.records_bytes, start.state.records_sha256)
     found = [record for record in records.sound(start.run) if record["step"] == step]
     if any(record["kind"] == "event" and record["name"] == "done" for record in found):
-        return
+        return problem
     records.rewind(start.run, start.state.records_bytes)  # a torn line would spoil the next
     vals = [record for record in found if record["kind"] == "val"]
     last_val = {name: vals[-1].get(name) for name in ("loss", "bits_per_byte")} if vals else {}
     with contextlib.closing(Records(start.run, lambda error: None)) as file:
         file.event(step, start.state.tokens, "done", last_val)
+    return problem

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import IO
 
 from overnight.errors import UserError
-from overnight.files import clear_disk_errors
+from overnight.files import clear_disk_errors, open_real, read_bytes
 
 FILE = ".lock"
 GRACE = 5.0  # seconds for a killed process to be gone, and for ranks to see that their launcher is
@@ -25,6 +25,7 @@ class Lock:
     def __init__(self, run: Path):
         self.path = run / FILE
         self._file: IO[bytes] | None = None
+        self._mine = f"process {os.getpid()} on {socket.gethostname()}"
 
     def __enter__(self) -> "Lock":
         """Take the lock if there is a run already; a new one has no folder yet."""
@@ -56,21 +57,31 @@ class Lock:
     def holder(self) -> str:
         """The process that has the lock, as it told."""
         with contextlib.suppress(OSError):
-            return self.path.read_text("utf-8", "replace")[:200].strip() or "another process"
+            return read_bytes(self.path, 4096).decode("utf-8", "replace").strip() or "another process"
         return "another process"
+
+    def lost(self) -> bool:
+        """Whether another process has locked the folder of this name by now, since ours was moved away."""
+        if self._file is None or same_file(self._file, self.path) or not self.path.is_file():
+            return False  # (not opened before that is clear: closing it would give our lock up)
+        return self.holder() != self._mine
 
     def _try(self) -> bool:
         with clear_disk_errors(f"locking {self.path.parent}"):
             # Not closed before the lock is given up: closing any handle of the file would do that.
-            file = open(self.path, "a+b", buffering=0)  # noqa: SIM115
+            file = open_real(self.path)
         # Its last holder may have removed it between our opening and locking.
         if not (try_lock(file) and same_file(file, self.path)):
             file.close()
             return False
+        if os.fstat(file.fileno()).st_nlink > 1:  # its second name is not ours to write to
+            self.path.unlink()
+            file.close()
+            return self._try()
         self._file = file
         with contextlib.suppress(OSError):  # on a full disk the holder stays nameless
             file.truncate(0)
-            file.write(f"process {os.getpid()} on {socket.gethostname()}".encode())
+            file.write(self._mine.encode())
         return True
 
     def __exit__(self, *_: object) -> None:
@@ -80,7 +91,8 @@ class Lock:
         """Give the lock up, and take its file away."""
         if self._file:
             with contextlib.suppress(OSError):  # Windows does not remove open files: it stays, unlocked
-                os.unlink(self.path)
+                if same_file(self._file, self.path):  # not another's, where the folder was moved
+                    os.unlink(self.path)
             self._file.close()
             self._file = None
 
@@ -125,7 +137,7 @@ def held(run: Path) -> bool | None:
     that holds it: closing its file would give it up.
     """
     try:
-        with open(run / FILE, "r+b", buffering=0) as file:
+        with open_real(run / FILE, create=False) as file:
             if not try_lock(file):
                 return True
             return False if file.read(200).endswith(f" on {socket.gethostname()}".encode()) else None

@@ -5,6 +5,7 @@ import ctypes
 import os
 import platform
 import sys
+import threading
 from pathlib import Path
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # malloc.h
@@ -44,6 +45,13 @@ def keep_memory() -> None:
         return  # another C library
     mallopt(M_MMAP_MAX, 0)  # nothing in mappings of its own
     mallopt(M_TRIM_THRESHOLD, -1)  # and nothing given back
+
+
+def step_back() -> None:
+    """Let this thread run where others leave processors idle. Linux alone has priorities of threads."""
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError):
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 10)
 
 
 def peak_memory() -> int | None:

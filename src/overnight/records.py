@@ -6,40 +6,49 @@ Every record has kind, step (updates done), time (UTC) and tokens (trained on so
 
 import contextlib
 import errno
+import hashlib
 import json
 import math
 import os
-import shutil
+import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from overnight.errors import UserError
-from overnight.files import is_full, sync, unused, write_synced
+from overnight.files import is_full, open_new, open_own, open_regular, sync, unused, write_synced
 
 FILE = "records.jsonl"
+LONGEST_LINE = 16 << 20  # bytes; a sample of a million tokens has less
+PIECE = 1 << 20  # bytes read at a time
 LOSS = {"loss": float | None}
 READ: dict[str, dict[str, Any]] = {"train": LOSS, "val": LOSS, "event": {"name": str, "detail": dict}}
 
 
 class Records:
-    """Appends to records.jsonl. A line reaches the operating system whole, at once: a killed process
-    leaves at most one torn line, at the end, which `rewind` takes away. What a full disk does not take
-    waits, and is written before the next line; `warn` is told once until it works again. tell: is handed
-    each record too (trackers.py)."""
+    """Appends to records.jsonl. A line reaches the operating system whole, at once: a killed process leaves
+    at most one torn line, at the end, which `rewind` removes. What a full disk does not take waits, and is
+    written before the next line; `warn` is called once until it works again. tell: is given each record too
+    (trackers.py)."""
 
     def __init__(
         self, run: Path, warn: Callable[[OSError], None], tell: Callable[[dict[str, Any]], None] | None = None
     ):
         self.path = run / FILE
         new = not self.path.exists()
-        self._file = open(self.path, "ab", buffering=0)  # noqa: SIM115 (open as long as the run)
+        self._file = open_own(self.path, append=True)
         if new:
             sync(run)
+        self._sha256, self._size = hashlib.sha256(), 0  # of all records, those that wait included
+        self._file.seek(0)
+        while piece := self._file.read(PIECE):
+            self._sha256.update(piece)
+            self._size += len(piece)
         self._waiting = b""
         self._warn, self._warned = warn, False
         self._tell = tell
+        self._began = time.monotonic()
 
     def train(
         self,
@@ -73,14 +82,19 @@ class Records:
         self._write("sample", step, tokens, prompt=prompt, text=text)
 
     def event(self, step: int, tokens: int, name: str, detail: dict[str, Any]) -> None:
-        """start, resume, checkpoint, preempted, interrupted, done, and whatever else should be known."""
-        self._write("event", step, tokens, name=name, detail=detail)
+        """start, resume, checkpoint, preempted, interrupted, done, and whatever else should be known.
+        elapsed: seconds, by a clock that nobody sets, since this process began to record."""
+        elapsed = round(time.monotonic() - self._began, 3)
+        self._write("event", step, tokens, name=name, detail=detail, elapsed=elapsed)
 
     def _write(self, kind: str, step: int, tokens: int, **fields: Any) -> None:
         now = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
         record = {"kind": kind, "step": step, "time": now, "tokens": tokens} | fields
         record = finite(record)
-        self._waiting += json.dumps(record, allow_nan=False, ensure_ascii=False).encode() + b"\n"
+        line = json.dumps(record, allow_nan=False, ensure_ascii=False).encode() + b"\n"
+        self._sha256.update(line)
+        self._size += len(line)
+        self._waiting += line
         try:
             self.flush()
         except OSError as error:
@@ -93,20 +107,41 @@ class Records:
     def flush(self) -> None:
         """Write what waits. Raises OSError where the disk does not take it (yet)."""
         while self._waiting:  # a nearly full disk takes a part, then says that it is full
-            self._waiting = self._waiting[self._file.write(self._waiting) :]
+            try:
+                written = self._file.write(self._waiting)
+            except OSError as error:
+                if error.errno != errno.ESTALE:
+                    raise
+                self._reopen()  # a file server was restarted: the handle is dead, the file is not
+                written = self._file.write(self._waiting)
+            self._waiting = self._waiting[written:]
         self._warned = False
 
-    def size(self) -> int:
-        """Bytes of all records so far, those that wait included."""
-        return os.fstat(self._file.fileno()).st_size + len(self._waiting)
+    def _reopen(self) -> None:
+        again = open_own(self.path, append=True)
+        self._file.close()
+        self._file = again
+
+    def mark(self) -> tuple[int, str]:
+        """Bytes of all records so far, those that wait included, and their SHA-256: what a checkpoint vouches
+        for."""
+        return self._size, self._sha256.hexdigest()
 
     def sync(self, size: int) -> None:
         """Make sure that the first `size` bytes are on the disk; may be called by another thread. Raises
         OSError while some of them wait."""
         # In this order: what is written after the look is nobody's business.
-        if os.fstat(self._file.fileno()).st_size < size:
+        if self._size - len(self._waiting) < size:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.path))
         os.fsync(self._file.fileno())
+
+    def write_again(self) -> None:
+        """Make the file again where its folder was moved or deleted: the open file still has the content."""
+        self._file.seek(0)
+        with open_new(self.path) as copy:
+            while piece := self._file.read(PIECE):
+                copy.write(piece)
+        self._reopen()
 
     def close(self) -> None:
         with contextlib.suppress(OSError):  # `warn` was told
@@ -138,16 +173,27 @@ def sound(run: Path) -> Iterator[dict[str, Any]]:
     return (record for _, record in lines(run) if record is not None)
 
 
+def has_event(run: Path, name: str, step: int) -> bool:
+    """Whether an event of this name was recorded at this step."""
+    found = (record for record in sound(run) if record["kind"] == "event" and record["name"] == name)
+    return any(record["step"] == step for record in found)
+
+
 def lines(run: Path) -> Iterator[tuple[int, dict[str, Any] | None]]:
     """Number and record of each whole line; None for what is no record."""
     path = run / FILE
     if not path.is_file():
         return
-    with open(path, "rb") as file:
-        for number, line in enumerate(file, 1):
-            if not line.endswith(b"\n"):
-                return
-            yield number, parse(line)
+    with open_regular(path) as file:
+        number = 0
+        while line := file.readline(LONGEST_LINE):
+            number += 1
+            if line.endswith(b"\n"):
+                yield number, parse(line)
+            elif len(line) == LONGEST_LINE:
+                while line and not line.endswith(b"\n"):  # a damaged file may have lines of any length
+                    line = file.readline(LONGEST_LINE)
+                yield number, None
 
 
 def parse(line: bytes) -> dict[str, Any] | None:
@@ -170,10 +216,31 @@ def is_record(value: Any) -> bool:
     )
 
 
-def copy_aside(run: Path) -> None:
-    """Keep what there is as damaged_records_1.jsonl and so on, for a person to look at."""
-    if (run / FILE).is_file():
-        shutil.copyfile(run / FILE, unused(run, "damaged_records_{}.jsonl"))
+def problem(run: Path, size: int, sha256: str) -> str:
+    """How the first `size` bytes of the records differ from those whose SHA-256 a checkpoint has; "" where
+    they do not. Checkpoints of earlier versions have none, "": then only the length counts."""
+    digest, left = hashlib.sha256(), size
+    if not size:
+        return ""
+    try:
+        with open_regular(run / FILE) as file:
+            while piece := file.read(min(PIECE, left)):
+                digest.update(piece)
+                left -= len(piece)
+    except FileNotFoundError:
+        return f"{FILE} is missing"
+    if left:
+        return f"{FILE} has {size - left:,} bytes of the {size:,} that it had"
+    return f"{FILE} is not what was recorded" if sha256 not in ("", digest.hexdigest()) else ""
+
+
+def copy_aside(run: Path) -> str:
+    """Keep a copy of the records as damaged_records_1.jsonl and so on, for a person to look at; its name."""
+    path = unused(run, "damaged_records_{}.jsonl")
+    with contextlib.suppress(FileNotFoundError), open_regular(run / FILE) as file, open_new(path) as copy:
+        while piece := file.read(PIECE):
+            copy.write(piece)
+    return path.name
 
 
 def rewind(run: Path, size: int) -> None:
@@ -182,25 +249,29 @@ def rewind(run: Path, size: int) -> None:
     path = run / FILE
     if not path.is_file():
         return
-    content = path.read_bytes()
-    if len(content) < size:  # cut short from outside; what is left of the last line is no record
-        size = content.rfind(b"\n") + 1
-    kept = []
-    for line in content[size:].splitlines(keepends=True):
-        if line.endswith(b"\n"):
-            try:
-                if json.loads(line).get("kind") == "event":
-                    kept.append(line)
-            except (ValueError, AttributeError, RecursionError):
-                continue  # torn by a power cut: the checkpoint vouches for nothing here
+    with open_regular(path) as file:
+        content = file.read(min(size, os.fstat(file.fileno()).st_size))
+        if len(content) < size:  # cut short from outside; what is left of the last line is no record
+            content = content[: content.rfind(b"\n") + 1]
+        kept = list(later_events(file))
     try:
-        write_synced(path, content[:size] + b"".join(kept))
+        write_synced(path, content + b"".join(kept))
     except OSError as error:
         if not is_full(error):
             raise
-        with open(path, "r+b") as file:  # what is cut off makes room for what is kept of it
-            file.truncate(size)
-            file.seek(size)
-            file.write(b"".join(kept))
-            file.flush()
-            os.fsync(file.fileno())
+        with open_own(path) as own:  # what is cut off makes room for what is kept of it
+            own.truncate(len(content))
+            own.seek(len(content))
+            left = b"".join(kept)
+            while left:
+                left = left[own.write(left) :]
+            os.fsync(own.fileno())
+
+
+def later_events(file: IO[bytes]) -> Iterator[bytes]:
+    """The lines of events in the rest of a file. What is torn or damaged there is left out: no checkpoint
+    vouches for it."""
+    while line := file.readline(LONGEST_LINE):
+        with contextlib.suppress(ValueError, AttributeError, RecursionError):
+            if line.endswith(b"\n") and json.loads(line).get("kind") == "event":
+                yield line

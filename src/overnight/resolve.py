@@ -14,13 +14,15 @@ from pathlib import Path
 import torch
 
 from overnight import checkpoint
+from overnight.checkpoint import State
 from overnight.config import Config
 from overnight.data import tokens
 from overnight.data.manifest import Data
 from overnight.data.tokens import Tokenizer
 from overnight.errors import UserError
 from overnight.models.networks import Network
-from overnight.runs import TOKENIZER, existing, read_config
+from overnight.runs import TOKENIZER, existing, read_config, vouched_config
+from overnight.terminal import complain
 from overnight.weights import hf, llmc, nanogpt
 from overnight.weights.tensors import Weights, check
 from overnight.world import choose_precision
@@ -46,6 +48,8 @@ class Loaded:
     """Of the run; None for other people's weights, as for the next two."""
     run: Path | None = None
     step: int | None = None
+    damaged: tuple[str, ...] = ()
+    """What is wrong with newer checkpoints of the run."""
 
 
 def split_step(name: str) -> tuple[str, str]:
@@ -54,28 +58,28 @@ def split_step(name: str) -> tuple[str, str]:
     return (name, "") if not base or "/" in at or os.sep in at else (base, at)  # an @ of a folder's name
 
 
-def checkpoint_of(name: str) -> Path:
-    """MODEL -> the folder of a checkpoint that is there and whole; two levels up is its run.
-
-    Raises UserError with the remedy.
-    """
+def checkpoint_of(name: str) -> tuple[Path, State, list[str]]:
+    """MODEL -> the folder of a checkpoint that is complete and intact, its state, and what is wrong with
+    newer ones, which is said, too; two levels up is its run. Raises UserError with the remedy."""
     base, at = split_step(name)
     run = existing(base)
-    read_config(run)
     steps = checkpoint.list_steps(run)
     if not at:
         state, wrong = checkpoint.newest_sound(run, (checkpoint.WEIGHTS,))
         if state is None:
+            read_config(run)
             raise UserError(f"the run {run} has no complete checkpoint yet: train it first.", *wrong)
-        return checkpoint.folder(run, state.step)
+        if wrong:
+            complain(f"overnight: {run}: {'; '.join(wrong)}. The checkpoint of step {state.step:,} is used.")
+        return checkpoint.folder(run, state.step), state, wrong
     if not at.isdecimal() or len(at) > 18 or int(at) not in steps:
         have = ", ".join(map(str, steps)) or "none"
         raise UserError(f"{run} has no checkpoint of step {at}. It has: {have}.")
+    folder = checkpoint.folder(run, int(at))
     try:
-        checkpoint.check(checkpoint.folder(run, int(at)), (checkpoint.WEIGHTS,))
+        return folder, checkpoint.check(folder, (checkpoint.WEIGHTS,)), []
     except checkpoint.Damaged as error:
         raise UserError(f"the checkpoint {name} is damaged: {error}.") from None
-    return checkpoint.folder(run, int(at))
 
 
 def precision(wanted: str, loaded: Loaded, device: torch.device) -> str:
@@ -96,11 +100,19 @@ def of_others(name: str) -> tuple[Weights, str]:
     return hf.read(folder), f"hf:{pinned}"
 
 
-def of_checkpoint(folder: Path) -> tuple[Weights, Config]:
-    """The weights in a run's checkpoint, and the run's config."""
+def of_checkpoint(folder: Path, state: State) -> tuple[Weights, Config]:
+    """The weights in a run's checkpoint, and the run's config. What the checkpoint was saved with counts:
+    raises UserError for another tokenizer, and says so where config.json is not usable."""
     run = folder.parent.parent
-    config, _ = read_config(run)
+    config, _, problem = vouched_config(run, state.config)
+    if problem:
+        complain(f"overnight: {problem} The copy in {folder.name} is used.")
     tokenizer = tokens.load(run / TOKENIZER)
+    if state.tokenizer not in ("", tokenizer.sha256):
+        raise UserError(
+            f"{run / TOKENIZER} is damaged: it is not the tokenizer that {folder.name} was trained with.",
+            f"Copy {Path(config.data) / TOKENIZER} there, or resume the training, which does that.",
+        )
     tensors = checkpoint.read_tensors(folder / checkpoint.WEIGHTS)
     check({name: tuple(tensor.shape) for name, tensor in tensors.items()}, config.model, folder)
     return Weights(config.model, tensors, tokenizer, tokenizer.vocab_size), config
@@ -120,12 +132,13 @@ def load(name: str, device: torch.device, tokenizer: str = "") -> Loaded:
         found, pinned = of_others(name)
         own = found.tokenizer or (tokens.load(Path(tokenizer)) if tokenizer else None)
         return Loaded(found.model().to(device), own, found, pinned, name)
-    folder = checkpoint_of(name)
-    found, config = of_checkpoint(folder)
+    folder, state, wrong = checkpoint_of(name)
+    found, config = of_checkpoint(folder, state)
     run, step = folder.parent.parent, step_of(folder)
     pinned = name if name.endswith(f"@{step}") else f"{name}@{step}"
     origin = f"{run} at step {step:,}"
-    return Loaded(found.model().to(device), found.tokenizer, found, pinned, origin, config, run, step)
+    model = found.model().to(device)
+    return Loaded(model, found.tokenizer, found, pinned, origin, config, run, step, tuple(wrong))
 
 
 def tokenizer_name(name: str, tokenizer: Tokenizer) -> str:
@@ -134,7 +147,7 @@ def tokenizer_name(name: str, tokenizer: Tokenizer) -> str:
         return "gpt2"
     if name.startswith("hf:"):
         return str(Path(name.removeprefix("hf:")) / hf.TOKENIZER)
-    return str(checkpoint_of(name).parent.parent / TOKENIZER)
+    return str(existing(split_step(name)[0]) / TOKENIZER)
 
 
 def check_data(loaded: Loaded, data: Data) -> None:
@@ -146,7 +159,7 @@ def check_data(loaded: Loaded, data: Data) -> None:
             f"Prepare it again with --tokenizer {tokenizer_name(loaded.name, loaded.tokenizer)}",
         )
     if loaded.tokenizer is None:
-        highest = max(int(shard.max()) for shard in data.split("val").shards)
+        highest = data.split("val").highest()
         if highest >= loaded.model.n_tokens:
             raise UserError(
                 f"{data.folder} has the id {highest}, {loaded.origin} only {loaded.model.n_tokens} ids: "

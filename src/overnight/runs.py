@@ -22,10 +22,33 @@ def run_path(name: str) -> Path:
 def read_config(run: Path) -> tuple[Config, dict[str, Any]]:
     """A run's resolved config, and what else config.json says (preset, which fields were auto, the data's
     fingerprint)."""
-    described = read_json(run / CONFIG, "config")
-    extra = {key: described.pop(key, None) for key in ("preset", "auto", "data_fingerprint")}
-    config = from_dict(described, str(run / CONFIG))
+    return parse_config(read_json(run / CONFIG, "config", seal=True), str(run / CONFIG))
+
+
+def parse_config(described: dict[str, Any], where: str) -> tuple[Config, dict[str, Any]]:
+    """The same from the content of config.json; `where` names the file in errors."""
+    extra = {key: described.get(key) for key in ("preset", "auto", "data_fingerprint")}
+    config = from_dict({key: value for key, value in described.items() if key not in extra}, where)
     return replace(config, model=config.model.sized()), extra
+
+
+def vouched_config(run: Path, saved: dict[str, Any]) -> tuple[Config, dict[str, Any], str]:
+    """The config of a run, what else config.json says, and what is wrong with that file, or "".
+
+    saved: the checkpoint's copy of it, {} in earlier versions. The copy counts where the file is damaged or
+    describes another model than the checkpoint's. Raises UserError where there is no copy to take.
+    """
+    try:
+        config, extra = read_config(run)
+    except UserError as error:
+        if not saved:
+            raise
+        problem = str(error).splitlines()[0]
+    else:
+        if not saved or parse_config(saved, "in the checkpoint")[0].model == config.model:
+            return config, extra, ""
+        problem = f"{run / CONFIG} describes another model than the checkpoint."
+    return *parse_config(saved, "in the checkpoint"), problem
 
 
 def existing(name: str) -> Path:

@@ -1,9 +1,7 @@
 """Checkpoints written in the background: training waits for a copy in memory only."""
 
 import contextlib
-import os
-import sys
-import threading
+import errno
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -16,6 +14,8 @@ from overnight.checkpoint import State
 from overnight.errors import Failure
 from overnight.files import disk_problem, is_full
 from overnight.journal import Journal
+from overnight.lock import Lock
+from overnight.machine import step_back
 from overnight.parallel import whole
 
 AGAIN_AFTER = 30.0  # seconds from a save that failed to the next try
@@ -26,11 +26,11 @@ class Saver:
     """Copies what a checkpoint holds, and publishes the copy in a thread, one checkpoint at a time.
 
     The copy's memory (12 bytes a parameter, 8 of what is Muon's; pinned for CUDA) is kept from save to save.
-    A save that fails costs nothing but is told in the journal, and tried again.
+    A save that fails, for whatever reason of the disk's, costs nothing: it is logged and tried again.
     """
 
-    def __init__(self, run: Path, keep: int, journal: Journal):
-        self.run, self.keep, self.journal = run, keep, journal
+    def __init__(self, run: Path, keep: int, journal: Journal, lock: Lock):
+        self.run, self.keep, self.journal, self.lock = run, keep, journal, lock
         self._copies: dict[str, dict[str, Tensor]] = {checkpoint.WEIGHTS: {}, checkpoint.OPTIMIZER: {}}
         self._state: State | None = None
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="saver", initializer=step_back)
@@ -73,9 +73,10 @@ class Saver:
             if time.monotonic() > until:
                 raise Failure(
                     f"the checkpoint was not saved: {disk_problem(self._error)}.",
-                    "Free some space and run the same command again: it goes on from the checkpoint before.",
+                    "Mend that and run the same command again: it resumes from the checkpoint before.",
                 )
             time.sleep(1)
+            self.journal.make_folder_again()
             self.journal.flush()  # the checkpoint vouches for records, and no new one takes those along
             self._submit()
             self._finish()
@@ -101,6 +102,9 @@ class Saver:
             self.journal.saved(self._state.step)
 
     def _publish(self, state: State) -> None:
+        if self.lock.lost():
+            problem = "another process trains in a folder of the same name"
+            raise OSError(errno.ESTALE, problem, str(self.run))
         self.journal.sync(state)
         tensors = self._copies[checkpoint.WEIGHTS], self._copies[checkpoint.OPTIMIZER]
         try:
@@ -112,10 +116,3 @@ class Saver:
             checkpoint.publish(self.run, *tensors, state)
         with contextlib.suppress(OSError):  # what could not be removed is removed the next time
             checkpoint.prune(self.run, self.keep)
-
-
-def step_back() -> None:
-    """Let this thread run where training leaves processors idle. Linux alone has priorities of threads."""
-    if sys.platform == "linux":
-        with contextlib.suppress(OSError):
-            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 10)

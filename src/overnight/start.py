@@ -4,7 +4,7 @@
 """
 
 import json
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +14,14 @@ from overnight import checkpoint, compiling, hardware, plan, records, resolve, r
 from overnight import config as configs
 from overnight.checkpoint import State
 from overnight.checks import fields_of
+from overnight.compatibility import data_problems, donor_problems
 from overnight.config import Config
 from overnight.data.manifest import Data
 from overnight.environment import environment
 from overnight.errors import UserError, refuse
 from overnight.evals import continuations, hellaswag, tasks
 from overnight.evals.hellaswag import Question
-from overnight.files import parent_problem, to_json, write_synced
+from overnight.files import parent_problem, sealed, subfolder, write_synced
 from overnight.lock import Lock
 from overnight.models.linear import choose_products
 from overnight.terminal import Status
@@ -61,6 +62,8 @@ class Start:
     """What is wrong with checkpoints newer than `state`."""
     skipped: list[list[int]]
     """Windows that are left out: data/batches.py's `skipped`."""
+    notes: list[str] = field(default_factory=list)
+    """What was damaged in the run's folder besides checkpoints, and what was done about it."""
     gone_back: bool = False
     """Whether this run has just gone back from steps that did not happen."""
 
@@ -76,7 +79,16 @@ class Start:
 
     @property
     def complete(self) -> bool:
-        return self.state is not None and self.state.step >= self.config.steps
+        """Whether there is nothing left to do."""
+        if self.state is None or self.state.step < self.config.steps:
+            return False
+        return not self.state.owed or records.has_event(self.run, "done", self.state.step)
+
+    @property
+    def described(self) -> dict[str, Any]:
+        """The content of config.json."""
+        described = {"preset": self.preset} | asdict(self.config) | {"auto": self.auto}
+        return described | {"data_fingerprint": self.data.fingerprint}
 
 
 def decide(wanted: Config, preset: str, world: World) -> Start:
@@ -91,14 +103,9 @@ def decide(wanted: Config, preset: str, world: World) -> Start:
     data = Data(Path(wanted.data))
     if wanted.verify:
         data.verify()
-    old, known = None, dict[str, Any]()
-    if run.exists() and not (run.is_dir() and all(path.name.startswith(".") for path in run.iterdir())):
-        if not (run / runs.CONFIG).is_file():
-            raise UserError(f"{run} exists and is no run (it has no {runs.CONFIG}): choose another --run.")
-        old, known = runs.read_config(run)
+    old, known, state, damaged, notes = existing_run(run)
     if old and wanted.init_from and old.init_from.rpartition("@")[0] == wanted.init_from:
         wanted = replace(wanted, init_from=old.init_from)  # as it was pinned
-    state, damaged = checkpoint.newest_sound(run) if old else (None, [])
     donor = None
     if wanted.init_from and state is None:
         loaded = resolve.load(wanted.init_from, torch.device("cpu"))
@@ -126,8 +133,22 @@ def decide(wanted: Config, preset: str, world: World) -> Start:
     resuming = old is not None
     return Start(
         config, preset, auto, run, data, state, donor, questions, resuming, changes, damaged,
-        skipped=state.skipped if state else [],
+        skipped=state.skipped if state else [], notes=notes,
     )  # fmt: skip
+
+
+def existing_run(run: Path) -> tuple[Config | None, dict[str, Any], State | None, list[str], list[str]]:
+    """What there is of a run: its config and what else config.json says, its newest sound checkpoint, what is
+    wrong with newer ones, and notes on what else is. The checkpoint's copy of the config counts where
+    config.json is damaged or describes another model."""
+    if not run.exists() or (run.is_dir() and all(path.name.startswith(".") for path in run.iterdir())):
+        return None, {}, None, [], []
+    state, damaged = checkpoint.newest_sound(run) if run.is_dir() else (None, [])
+    if not (run / runs.CONFIG).is_file() and not (state and state.config):
+        raise UserError(f"{run} exists and is not a run (it has no {runs.CONFIG}): choose another --run.")
+    old, known, problem = runs.vouched_config(run, state.config if state else {})
+    notes = [f"{problem} It is written again from the checkpoint's copy."] if problem else []
+    return old, known, state, damaged, notes
 
 
 def hellaswag_questions(config: Config, data: Data, wanted: int | str) -> list[Question]:
@@ -146,59 +167,6 @@ def hellaswag_questions(config: Config, data: Data, wanted: int | str) -> list[Q
             return []
         raise UserError(f"HellaSwag: {error}", "Or train without it: --hellaswag-every 0") from None
     return questions
-
-
-def data_problems(config: Config, data: Data) -> list[str]:
-    """What keeps this config from training on this data."""
-    problems = []
-    vocabulary, rows = data.tokenizer.vocab_size, config.model.vocab_size
-    if isinstance(rows, int) and rows < vocabulary:
-        problems.append(
-            f"model.vocab-size {rows} is smaller than the data's vocabulary of {vocabulary}: "
-            f"give {vocabulary} or more, or leave it out."
-        )
-    for split, least in (("train", config.model.block_size + 1), ("val", 2)):
-        if (have := len(data.split(split))) < least:
-            problems.append(
-                f"{data.folder} has {have} tokens of {split}, fewer than the {least} that model.block-size "
-                f"{config.model.block_size} needs: prepare more text."
-            )
-    try:
-        data.tokenizer.encode(config.sample.prompt)
-    except UserError as error:
-        problems.append(f"sample.prompt: {error}")
-    return problems
-
-
-def donor_problems(config: Config, donor: Weights, data: Data) -> list[str]:
-    """What keeps the weights of --init-from from being this model's. A shorter context is fine: the positions
-    beyond it are cropped."""
-    problems = []
-    for name in ("architecture", "n_layer", "n_head", "n_embd", "block_size", "bias", "activation"):
-        ours, theirs = getattr(config.model, name), getattr(donor.config, name)
-        if ours != theirs and not (name == "block_size" and ours < theirs):
-            option = f"model.{name.replace('_', '-')}"
-            remedy = (
-                f"--model.{'bias' if theirs else 'no-bias'}" if name == "bias" else f"--{option} {theirs}"
-            )
-            problems.append(f"{config.init_from} has {option} {theirs}, not {ours}: give {remedy}.")
-    if donor.tokenizer is None:  # such files may lack <|endoftext|>, the last id; a row of zeros is added
-        if not 0 <= data.tokenizer.vocab_size - donor.n_tokens <= 1:
-            problems.append(
-                f"{config.init_from} has {donor.n_tokens} ids, the data {data.tokenizer.vocab_size}: "
-                "prepare the data with the tokenizer that the model was trained with."
-            )
-    elif donor.tokenizer.sha256 != data.tokenizer.sha256:
-        named = (
-            "gpt2"
-            if donor.tokenizer.kind == "gpt2"
-            else f"{config.init_from.rpartition('@')[0]}/tokenizer.json"
-        )
-        problems.append(
-            f"{data.folder} was made with another tokenizer than {config.init_from}'s: "
-            f"prepare it with --tokenizer {named}."
-        )
-    return problems
 
 
 def resolve_autos(wanted: Config, old: Config | None, data: Data, world: World) -> Config:
@@ -255,26 +223,32 @@ def compare(old: Config, new: Config, auto: dict[str, Any], run: Path) -> dict[s
     return {name: change for name, change in changes.items() if name not in PLACES}
 
 
-def begin(start: Start, lock: Lock) -> None:
-    """Make the run's folder, or bring that of an old run to where its checkpoint is. A kill in between
-    does no harm: the next start does it again."""
+def begin(start: Start, lock: Lock) -> Start:
+    """Make the run's folder, or bring that of an old run to where its checkpoint is; the run, with notes on
+    damage that was found. A kill in between does no harm: the next start does it again."""
     start.run.mkdir(parents=True, exist_ok=True)
     if lock.take() and (start.run / runs.CONFIG).exists():
         raise UserError(f"{start.run} was begun by another process meanwhile: run the command again.")
     if not start.gone_back:  # then all of it is there
         describe(start)
+    notes = list(start.notes)
     if start.resuming:
-        if start.damaged and start.state is None:  # begun anew: what is cut off here is all that is known
-            records.copy_aside(start.run)
+        subfolder(start.run, "checkpoints")  # a link would lead what follows out of the run
+        size, sha256 = (start.state.records_bytes, start.state.records_sha256) if start.state else (0, "")
+        problem = records.problem(start.run, size, sha256)
+        if problem or (start.damaged and start.state is None):  # then what is cut off is all there is
+            copy = records.copy_aside(start.run)
+            notes += [f"{problem}: the run resumes without what is lost. A copy is kept: {copy}."] * bool(
+                problem
+            )
         checkpoint.move_damaged_aside(start.run, start.state)
-        records.rewind(start.run, start.state.records_bytes if start.state else 0)
+        records.rewind(start.run, size)
+    return replace(start, notes=notes)
 
 
 def describe(start: Start) -> None:
     """Write what the run is, and where it runs now."""
-    described = {"preset": start.preset} | asdict(start.config) | {"auto": start.auto}
-    described |= {"data_fingerprint": start.data.fingerprint}
-    write_synced(start.run / runs.CONFIG, to_json(described))
+    write_synced(start.run / runs.CONFIG, sealed(start.described))
     tokenizer = json.dumps(start.data.tokenizer.to_json(), ensure_ascii=False)
     write_synced(start.run / runs.TOKENIZER, tokenizer + "\n")
-    write_synced(start.run / runs.ENVIRONMENT, to_json(environment()))
+    write_synced(start.run / runs.ENVIRONMENT, sealed(environment()))

@@ -13,20 +13,23 @@ from torch.profiler import record_function
 from overnight.config import Config
 from overnight.data.batches import Batches, key
 from overnight.data.loader import Loader
+from overnight.errors import Abandoned
 from overnight.models import attention, linear
 from overnight.models.networks import Network
 from overnight.optim import learning_rate, momentum, optimizer
 from overnight.parallel import CastOnce, spread, unsynchronised, whole
+from overnight.stop import agreed, as_numbers
 from overnight.world import World, be_deterministic, use_precision
 
 Autocast = Callable[[], AbstractContextManager]
+MicroBatch = tuple[Tensor, Tensor]
 
 
 def train_step(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
     scaler: torch.amp.GradScaler,
-    micro_batches: Iterable[tuple[Tensor, Tensor]],
+    micro_batches: Iterable[MicroBatch],
     micro_steps: int,
     lr: float,
     grad_clip: float,
@@ -114,18 +117,45 @@ class Engine:
         """The learning rate of update `step` (1 is the first)."""
         return learning_rate(step - 1, self.config.steps, self.config.optim)
 
-    def update(self, step: int) -> tuple[Tensor, Tensor]:
-        """Update number `step`: its loss and gradient norm, as `train_step` returns them."""
+    def update(self, step: int, asked: Callable[[], str] = lambda: "") -> tuple[Tensor, Tensor]:
+        """Update number `step`: its loss and gradient norm, as `train_step` returns them. Raises Abandoned,
+        with weights and optimizer as after the step before, where `asked` names a reason to stop between two
+        micro-batches."""
         seed_all(key(self.config.seed, step, self.world.rank), self.world.device)  # all that dropout needs
         for group in self.optimizer.param_groups:
             if "momentum" in group:
                 group["momentum"] = momentum(step - 1, self.config.optim)
-        with record_function("step"):
-            return train_step(
-                self.module, self.optimizer, self.scaler, self.loader.at(step - 1),
-                self.loader.micro_steps(step - 1), self.lr(step), self.config.optim.grad_clip, self.autocast,
-                self.world.mean,
-            )  # fmt: skip
+        micro_steps = self.loader.micro_steps(step - 1)
+        micro_batches = self.until_asked(self.loader.at(step - 1), micro_steps, asked)
+        try:
+            with record_function("step"):
+                return train_step(
+                    self.module, self.optimizer, self.scaler, micro_batches, micro_steps, self.lr(step),
+                    self.config.optim.grad_clip, self.autocast, self.world.mean,
+                )  # fmt: skip
+        except Abandoned:
+            self.optimizer.zero_grad(set_to_none=True)
+            raise
+
+    def until_asked(
+        self, micro_batches: Iterable[MicroBatch], count: int, asked: Callable[[], str]
+    ) -> Iterator[MicroBatch]:
+        """The micro-batches of a step, until there is a reason to stop.
+
+        Ranks agree on it once a step, before the last micro-batch, in which they exchange gradients: one that
+        is asked earlier goes there and waits for the others (not where the model is sharded: then they
+        exchange parameters in each). Several GPUs, which would have to wait for the host, finish their step.
+        """
+        together, sharded = self.world.size > 1, self.config.parallel == "fsdp"
+        for number, micro_batch in enumerate(micro_batches, 1):
+            if number > 1 and not (together and self.world.device.type != "cpu"):
+                reason = asked()
+                if together:
+                    meet = number == count or (reason and not sharded)
+                    reason = agreed(self.world.sum(torch.tensor(as_numbers(reason))).tolist()) if meet else ""
+                if reason:
+                    raise Abandoned(reason)
+            yield micro_batch
 
     def close(self) -> None:
         self.stack.close()

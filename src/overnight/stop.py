@@ -1,4 +1,4 @@
-"""Asked to stop: signals, the time limit and the death of a parent become a word that the loop reads.
+"""Requests to stop: signals, the time limit and the death of a parent become a reason that the loop polls.
 
 SIGINT asks to save and leave (interrupted), twice to leave at once; SIGTERM, SIGUSR1 (Slurm's warning) and
 SIGHUP ask to save and leave because the machine is wanted (preempted).
@@ -7,15 +7,18 @@ SIGHUP ask to save and leave because the machine is wanted (preempted).
 import contextlib
 import os
 import signal
+import socket
+import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
 from overnight.errors import FAILURE, INTERRUPTED, LostRank, Preempted, UserError
 from overnight.lock import try_lock
+from overnight.terminal import show
 
 STOP_FOLDER = "OVERNIGHT_STOP_FOLDER"  # where `train --processes` and its ranks meet
 # Files in there: what to do; locked as long as the launcher lives; why ranks that begin again need not.
@@ -24,6 +27,20 @@ NOW = "now"  # the word to leave without saving
 WORDS = ("interrupted", "preempted", NOW)
 UNDER_TORCHRUN = "TORCHELASTIC_RUN_ID"  # torchrun sets it for every rank
 WATCH_EVERY = 0.2  # seconds
+
+
+# Reasons as numbers that ranks add up; of several that are given, the first counts.
+REASONS = ("changed", "interrupted", "preempted", "time")
+
+
+def as_numbers(reason: str) -> list[float]:
+    """What a rank contributes to the sum over all ranks."""
+    return [float(reason == one) for one in REASONS]
+
+
+def agreed(sums: Sequence[float]) -> str:
+    """The reason that all ranks act on, from the sums of `as_numbers`; "" where none was given."""
+    return next((reason for reason, count in zip(REASONS, sums, strict=True) if count), "")
 
 
 def signals() -> list[signal.Signals]:
@@ -42,10 +59,11 @@ def is_rank() -> bool:
 class Stop:
     """Catches the signals while the `with` lasts, from the first moment of `train` on.
 
-    They are remembered, for the loop to ask for. Between `ready` and `begin`, before the first step, nothing
-    is lost by leaving at once, and a process that is alone does: SIGINT raises KeyboardInterrupt, the others
-    Preempted. (Not before that: exceptions do not get through imports.) A rank never leaves alone, since the
-    others would wait for it.
+    A thread receives them, because Python's own handlers wait until the main thread has come out of whatever
+    it computes: a backward pass can take minutes. So they are acknowledged at once, and remembered for the
+    loop to poll. Between `ready` and `begin`, before the first step, nothing is lost by leaving at once, and
+    a process that is alone does: SIGINT raises KeyboardInterrupt, the others Preempted. (Not before that:
+    exceptions do not get through imports.) A rank never leaves alone, since the others would wait for it.
     """
 
     def __init__(self) -> None:
@@ -56,7 +74,11 @@ class Stop:
         self._over = threading.Event()
 
     def __enter__(self) -> "Stop":
-        self._before = {number: signal.signal(number, self._caught) for number in signals()}
+        self._before = {number: signal.signal(number, self._handle) for number in signals()}
+        self._receiver, self._sender = socket.socketpair()
+        self._sender.setblocking(False)
+        self._wakeup_before = signal.set_wakeup_fd(self._sender.fileno(), warn_on_full_buffer=False)
+        threading.Thread(target=self._listen, name="signals", daemon=True).start()
         if is_rank():
             named = os.environ.get(STOP_FOLDER)
             folder = Path(named) if named else None
@@ -67,38 +89,66 @@ class Stop:
 
     def __exit__(self, *_: object) -> None:
         self._over.set()
+        signal.set_wakeup_fd(self._wakeup_before)
         for number, handler in self._before.items():
             signal.signal(number, handler)
+        self._sender.close()  # which ends the thread
 
     def ready(self) -> None:
         """Everything is imported. Raises what was asked for meanwhile."""
         self._at_once = not is_rank()
-        if self._at_once and self.reason:
-            raise KeyboardInterrupt if self.reason == "interrupted" else Preempted
+        self._leave_at_once()
 
     def begin(self, max_minutes: float) -> None:
-        """Steps are about to be made. max_minutes: since the process began; 0: no limit."""
+        """Steps are about to be made. Raises what `ready` raises. max_minutes: since the process began; 0: no
+        limit."""
+        self._leave_at_once()
         self._at_once = False
         if max_minutes:
             self.deadline = self._began + 60 * max_minutes
 
-    def asked(self) -> str:
-        """Why this rank should stop: "interrupted", "preempted", or "" if it should not."""
-        if time.monotonic() > self.deadline:
-            self.reason = self.reason or "preempted"
+    def _leave_at_once(self) -> None:
+        if self._at_once and self.reason:
+            raise KeyboardInterrupt if self.reason == "interrupted" else Preempted
+
+    def urgent(self) -> str:
+        """Why this rank should stop at once: "interrupted", "preempted", or "" if it should not."""
         return self.reason
 
-    def _caught(self, number: int, _frame: FrameType | None) -> None:
-        if number == signal.SIGINT:
-            if self._at_once:
-                raise KeyboardInterrupt
-            if self.reason == "interrupted":
-                leave(INTERRUPTED, "interrupted twice: the next start goes on from the last checkpoint.")
-            self.reason = "interrupted"
-        elif self._at_once:
-            raise Preempted
+    def asked(self) -> str:
+        """The same, or "time" where the time limit is reached: then what was begun is finished first, so that
+        every process makes progress."""
+        return self.reason or ("time" if time.monotonic() > self.deadline else "")
+
+    def _handle(self, number: int, _frame: FrameType | None) -> None:
+        """Python's handler, in the main thread."""
+        if self._at_once:
+            raise KeyboardInterrupt if number == signal.SIGINT else Preempted
+
+    def _listen(self) -> None:
+        """Receive the numbers of signals, as the system delivers them."""
+        with self._receiver:
+            while numbers := self._receiver.recv(64):
+                for number in numbers:
+                    if number in self._before:
+                        self._receive(number)
+
+    def _receive(self, number: int) -> None:
+        reason = "interrupted" if number == signal.SIGINT else self.reason or "preempted"
+        if self._at_once:  # the handler in the main thread acts on it
+            self.reason = reason
+        elif number == signal.SIGINT and self.reason == "interrupted":
+            leave(INTERRUPTED, "interrupted twice: the next start resumes from the last checkpoint.")
         else:
-            self.reason = self.reason or "preempted"
+            self._ask(reason)
+
+    def _ask(self, reason: str) -> None:
+        """Set the reason; say so the first time, on the first rank."""
+        first, self.reason = not self.reason, reason
+        if first and os.environ.get("RANK", "0") == "0":
+            end_of_line = "\r\x1b[K" if sys.stderr.isatty() else ""
+            told = "stopping: the checkpoint is saved first. Ctrl-C twice leaves at once, without saving."
+            show(f"{end_of_line}overnight: {told}\n", sys.stderr)
 
     def _watch(self, parent: int, folder: Path | None) -> None:
         """A rank's eye on those who started it. With torchrun gone it saves and leaves; with our launcher
@@ -111,9 +161,10 @@ class Stop:
                 word = read(folder / WORD)
                 if word == NOW or (orphan and not folder.is_dir()):  # said and taken away meanwhile
                     leave(INTERRUPTED, "")
-                self.reason = self.reason or word
-            if orphan:
-                self.reason = self.reason or "preempted"
+                if word and not self.reason:
+                    self._ask(word)
+            if orphan and not self.reason:
+                self._ask("preempted")
 
 
 def leave(code: int, why: str) -> NoReturn:

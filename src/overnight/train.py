@@ -11,6 +11,8 @@ import torch
 from overnight import checkpoint, errors, journal
 from overnight.checkpoint import State
 from overnight.data.batches import Batches
+from overnight.data.integrity import Integrity
+from overnight.data.shards import RESTORE, ChangedData
 from overnight.evaluator import Evaluator
 from overnight.files import clear_disk_errors
 from overnight.journal import Journal
@@ -22,7 +24,7 @@ from overnight.profiling import Profile
 from overnight.saving import Saver
 from overnight.start import Start, begin
 from overnight.step import Engine, frozen_garbage
-from overnight.stop import Stop
+from overnight.stop import Stop, agreed, as_numbers
 from overnight.terminal import Silent, Status
 from overnight.watch import BadSteps
 from overnight.world import Reading, World
@@ -34,11 +36,13 @@ def due(step: int, every: int) -> bool:
 
 
 def say_complete(start: Start, world: World) -> int:
-    """There is nothing to do. A run that was killed behind its last checkpoint gets its last event."""
+    """There is nothing to do. A run that was killed after its last checkpoint gets its last event."""
     assert start.state is not None
     if world.is_main:
         with clear_disk_errors(f"training {start.run}"):
-            journal.complete(start)
+            problem = journal.complete(start)
+        for note in [*start.notes, *([f"{start.run}: {problem}."] if problem else [])]:
+            Status().say(note)
         Status().say(f"{start.run} is complete ({start.state.step:,} steps): nothing to do.")
     return errors.DONE
 
@@ -51,48 +55,46 @@ def train(start: Start, world: World, stop: Stop, lock: Lock) -> int:
             if not world.agrees(start.state.step if start.state else 0):
                 raise errors.Failure(f"the ranks see different checkpoints: {start.run} must be one folder.")
             if world.is_main:
-                begin(start, lock)
+                start = begin(start, lock)
             world.barrier()  # the folder is as it should be before the others look into it
             with ExitStack() as stack:
-                session = Session(start, world, status, stack)
+                session = Session(start, world, stop, lock, status, stack)
                 try:
                     with frozen_garbage():
-                        return loop(session, stop)
+                        return loop(session)
                 except BadSteps as row:
                     start = session.back_before(row)
             del session
             gc.collect()  # the model and all that acts on it, before there is another
 
 
-def loop(session: "Session", stop: Stop) -> int:
-    """Steps, and what is due after each. `step` counts updates done; update 1 is the first."""
-    config = session.config
-    stop.begin(config.max_minutes)
-    for step in range(session.first + 1, config.steps + 1):
-        last = step == config.steps
-        asked = session.update(step, stop)
-        val_loss = None
-        if last or due(step, config.eval_every):
-            val_loss = session.validate(step, None if last else config.val_tokens)
-        if session.hellaswag_every and (last or due(step, session.hellaswag_every)):
-            session.hellaswag(step)
-        if last or due(step, config.sample_every):
-            session.sample(step)
-        if last or asked or session.save_due(step):
-            session.save(step, val_loss)
-        if asked and not last:
-            return session.leave(step, asked)
-    return session.finish()
+def loop(session: "Session") -> int:
+    """Steps, and what is due after each. `step` counts updates done; update 1 is the first. Asked to stop, a
+    run leaves undone what can be done after its resume: a half step, an evaluation."""
+    config, step = session.config, session.first
+    session.stop.begin(config.max_minutes)
+    asked, owed = session.evaluate(step, session.owed)
+    while not asked and step < config.steps:
+        try:
+            asked = session.update(step + 1)
+        except errors.Abandoned as abandoned:
+            return session.leave(step, str(abandoned), owed)
+        step += 1
+        owed = session.due(step)
+        if asked in ("", "time"):
+            urgent, owed = session.evaluate(step, owed)
+            asked = urgent or asked
+        if not asked and (step == config.steps or session.save_due(step)):
+            session.save(step, owed)
+    return session.leave(step, asked, owed) if asked and (owed or step < config.steps) else session.finish()
 
 
 class Session:
     """What one process holds while it trains: the model and all that acts on it."""
 
-    def __init__(self, start: Start, world: World, status: Status, stack: ExitStack):
+    def __init__(self, start: Start, world: World, stop: Stop, lock: Lock, status: Status, stack: ExitStack):
         config = start.config
-        assert isinstance(config.hellaswag_every, int)
-        self.hellaswag_every = config.hellaswag_every
-        self.start, self.config, self.run, self.world = start, config, start.run, world
+        self.start, self.config, self.run, self.world, self.stop = start, config, start.run, world, stop
         self.journal = Journal(start, world, status)
         self.batches = Batches(
             start.data.split("train"), config.model.block_size, config.sequences, config.seed,
@@ -106,63 +108,97 @@ class Session:
             checkpoint.load_optimizer(folder, self.model, self.engine.optimizer)
             self.engine.scaler.load_state_dict(start.state.scaler)
         self.first = start.state.step if start.state else 0  # updates done before this session
+        self.saved = self.first  # the step of the newest checkpoint
         self.journal.open(self.batches)
         stack.callback(self.journal.close)
-        self.saver = Saver(self.run, config.keep, self.journal)
+        self.saver = Saver(self.run, config.keep, self.journal, lock)
         stack.callback(self.saver.close)
         self.evaluator = Evaluator(
-            config, start.data, start.questions, world, self.engine.autocast, self.journal.records, status
-        )
+            config, start.data, start.questions, world, self.engine.autocast, self.journal.records, status,
+            stop.urgent,
+        )  # fmt: skip
+        self.integrity = Integrity(start.data, active=world.first_on_host)
+        stack.callback(self.integrity.close)
+        self.owed = start.state.owed if start.state else []  # evaluations of step `first` that are not done
         self.last_val: dict[str, float] = {}
+        self.val_loss = (-1, math.nan)  # the newest, and its step
         self.readings: deque[tuple[int, float, Reading]] = deque()  # of updates whose numbers are not read
         self.clock = time.perf_counter()  # when the last update's numbers were there
-        self.asked = ""
+        self.reason = ""  # to stop, agreed on by all ranks
         self.save_owed = False
         self.journal.announce(self.engine.kernel)
         self.profile = Profile(config.profile, world.is_main, self.journal, world.device)
         stack.callback(self.profile.close)
 
-    def update(self, step: int, stop: Stop) -> str:
-        """Update number `step` (1 is the first). Returns why to stop, agreed on by all ranks, or ''."""
+    def urgent(self) -> str:
+        """Why this rank should stop at once, or ''."""
+        return "changed" if self.integrity.look() else self.stop.urgent()
+
+    def update(self, step: int) -> str:
+        """Update number `step` (1 is the first). Returns why to stop, agreed on by all ranks, or ''. Raises
+        Abandoned where that was so before the update was made."""
         if not self.readings:
             self.clock = time.perf_counter()
-        loss, grad_norm = self.engine.update(step)
-        asked = stop.asked()
-        wishes = self.world.send([asked == "interrupted", asked == "preempted"])
+        loss, grad_norm = self.engine.update(step, self.urgent)
+        wishes = self.world.send(as_numbers(self.urgent() or self.stop.asked()))
         numbers = torch.cat([loss.reshape(1), grad_norm.reshape(1), self.world.sum(wishes)])
         self.readings.append((step, self.engine.lr(step), Reading(numbers)))
         self.settle(0 if self.profile.turns else self.world.lag)
         self.profile.step(step)
-        return self.asked
+        return self.reason
 
     def settle(self, unread: int = 0) -> None:
         """Read the numbers of all but the newest `unread` updates. Raises BadSteps."""
         while len(self.readings) > unread:
             step, lr, reading = self.readings.popleft()
-            loss, grad_norm, interrupted, preempted = reading.get()
+            loss, grad_norm, *wishes = reading.get()
             seconds, self.clock = time.perf_counter() - self.clock, time.perf_counter()
             self.journal.update(step, loss, grad_norm, lr, seconds)
-            self.asked = "interrupted" if interrupted else "preempted" if preempted else self.asked
+            self.reason = self.reason or agreed(wishes)
             if (count := self.journal.watch.bad_steps) >= self.config.train.max_bad_steps:
                 raise BadSteps(step, count)
         self.saver.collect()
 
-    def validate(self, step: int, limit: int | None) -> float:
-        """Validation loss on the first `limit` tokens, or on all."""
-        self.settle()
-        with plain(self.model) as model:
-            self.last_val = self.evaluator.validate(model, step, self.journal.tokens(step), limit)
-        return self.last_val["loss"]
+    def due(self, step: int) -> list[str]:
+        """The evaluations that come after `step`, in their order."""
+        config, last = self.config, step == self.config.steps
+        assert isinstance(config.hellaswag_every, int)
+        every = {"validate": config.eval_every, "hellaswag": config.hellaswag_every}
+        every["sample"] = config.sample_every
+        last_too = {"validate": last, "hellaswag": last and config.hellaswag_every > 0, "sample": last}
+        return [name for name in every if last_too[name] or due(step, every[name])]
 
-    def hellaswag(self, step: int) -> None:
+    def evaluate(self, step: int, names: list[str]) -> tuple[str, list[str]]:
+        """Do these evaluations. Returns why to stop at once, agreed on by all ranks, or '', and what is left
+        then."""
+        left, reason = list(names), ""
+        if not left:
+            return reason, left
         self.settle()
+        tokens = self.journal.tokens(step)
         with plain(self.model) as model:
-            self.evaluator.hellaswag(model, step, self.journal.tokens(step))
+            while left and not reason:
+                try:
+                    if left[0] == "validate":
+                        self.validate(model, step)
+                    elif left[0] == "hellaswag":
+                        self.evaluator.hellaswag(model, step, tokens)
+                    else:
+                        self.evaluator.sample(model, step, tokens)
+                    left.pop(0)
+                except errors.Abandoned:
+                    pass
+                reason = agreed(self.world.sum(self.world.send(as_numbers(self.urgent()))).tolist())
+        return reason, left
 
-    def sample(self, step: int) -> None:
-        self.settle()
-        with plain(self.model) as model:
-            self.evaluator.sample(model, step, self.journal.tokens(step))
+    def validate(self, model: Network, step: int) -> None:
+        """Validation loss on the first tokens or, at the end, on all."""
+        last = step == self.config.steps
+        if last:
+            self.integrity.settle_validation()
+        limit = None if last else self.config.val_tokens
+        self.last_val = self.evaluator.validate(model, step, self.journal.tokens(step), limit)
+        self.val_loss = step, self.last_val["loss"]
 
     def save_due(self, step: int) -> bool:
         """Whether to save now: every so many steps. While updates do not happen it is put off, so that the
@@ -172,27 +208,42 @@ class Session:
             self.settle()
         return self.save_owed and not self.journal.watch.bad_steps
 
-    def save(self, step: int, val_loss: float | None) -> None:
-        """Begin to publish a checkpoint of this step; it is written while training goes on."""
+    def save(self, step: int, owed: list[str]) -> None:
+        """Begin to publish a checkpoint of this step; it is written while training goes on. Not where the
+        data has changed meanwhile: the newest checkpoint stays one from before."""
         self.settle()
         self.save_owed = False
-        self.saver.save(self.model, self.engine.optimizer, self.state(step, val_loss))
+        if problem := self.integrity.look(now=True):
+            raise self.data_changed(step, problem)
+        self.saver.save(self.model, self.engine.optimizer, self.state(step, owed))
+        self.saved = step
 
-    def state(self, step: int, val_loss: float | None) -> State | None:
+    def state(self, step: int, owed: list[str]) -> State | None:
         """What a checkpoint of this step says beside its tensors; None but on the first rank."""
         if self.journal.records is None:
             return None
+        records_bytes, records_sha256 = self.journal.records.mark()
+        val_loss = self.val_loss[1] if self.val_loss[0] == step else math.nan
         return State(
             step=step,
             tokens=self.journal.tokens(step),
             seed=self.config.seed,
             data=self.start.data.fingerprint,
-            records_bytes=self.journal.records.size(),
-            val_loss=val_loss if val_loss is None or math.isfinite(val_loss) else None,
+            records_bytes=records_bytes,
+            val_loss=val_loss if math.isfinite(val_loss) else None,
             scaler=self.engine.scaler.state_dict(),
             skipped=[list(one) for one in self.batches.skipped],
             bad_steps=self.journal.watch.bad_steps,
+            records_sha256=records_sha256,
+            tokenizer=self.start.data.tokenizer.sha256,
+            config=self.start.described,
+            owed=owed,
         )
+
+    def data_changed(self, step: int, problem: str) -> ChangedData:
+        """The error that ends a run whose data is not what it was."""
+        self.journal.event(step, "data_changed", {"problem": problem})
+        return ChangedData(problem or "another rank found that the data has changed.", RESTORE)
 
     def back_before(self, row: BadSteps) -> Start:
         """Where to go on after so many bad steps: at the newest checkpoint from before them, without their
@@ -215,14 +266,21 @@ class Session:
         self.journal.gone_back(row.step, first, back, skipped)
         return self.start.back_to(state, damaged, skipped)
 
-    def leave(self, step: int, reason: str) -> int:
-        """Stopped from outside, with everything saved."""
+    def leave(self, step: int, reason: str, owed: list[str]) -> int:
+        """Stop because of `reason`, with the last finished step saved."""
+        self.settle()
+        if reason == "changed":
+            raise self.data_changed(step, self.integrity.problem)
+        if step not in (0, self.saved):
+            self.save(step, owed)
         self.saver.make_sure()
-        self.journal.left(step, reason)
+        self.journal.left(step, "preempted" if reason == "time" else reason)
         return errors.INTERRUPTED if reason == "interrupted" else errors.SAVED
 
     def finish(self) -> int:
-        """The last step is done and saved."""
+        """The last step is done, and everything after it."""
+        if self.saved != self.config.steps:
+            self.save(self.config.steps, [])
         self.saver.make_sure()
         self.journal.done(self.last_val)
         return errors.DONE

@@ -32,6 +32,11 @@ class World:
         """Whether this rank speaks, records and saves for all."""
         return self.rank == 0
 
+    @property
+    def first_on_host(self) -> bool:
+        """Whether this rank does what is to be done once per machine."""
+        return self.size == 1 or os.environ.get("LOCAL_RANK", "0") == "0"
+
     def sum(self, values: Tensor) -> Tensor:
         """The sum of a tensor over all ranks, on each of them; in place. (gloo has no trustworthy mean:
         divide afterwards.)"""
@@ -61,6 +66,10 @@ class World:
         """Whether all ranks have the same number."""
         first, second = self.sum(torch.tensor([number, number * number], device=self.device)).tolist()
         return first == number * self.size and second == number * number * self.size
+
+    def any(self, here: bool) -> bool:
+        """Whether something holds on at least one rank; each of them has to ask."""
+        return bool(self.sum(torch.tensor(float(here), device=self.device)).item())
 
     def send(self, numbers: list[float]) -> Tensor:
         """Numbers on their way to the device, (n,) fp32; nobody waits for it."""

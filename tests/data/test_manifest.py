@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests import editing
 
 from overnight.data import tokens
 from overnight.data.manifest import Data
@@ -13,10 +14,8 @@ from overnight.errors import UserError
 
 
 def edit(folder: Path, change: Callable[[dict], object]) -> None:
-    """Change manifest.json."""
-    described = json.loads((folder / "manifest.json").read_text())
-    change(described)
-    (folder / "manifest.json").write_text(json.dumps(described))
+    """Change manifest.json, and seal it again."""
+    editing.edit(folder / "manifest.json", change)
 
 
 def use(folder: Path) -> None:
@@ -155,11 +154,13 @@ def test_the_fingerprint_does_not_depend_on_the_folders_name(folder: Path) -> No
 )
 def test_the_fingerprint_tells_data_apart(change: Callable[[dict], object], folder: Path) -> None:
     before = Data(folder).fingerprint
-    manifest = json.loads((folder / "manifest.json").read_text())
-    change(manifest)
-    manifest["tokens"] = {
-        split: sum(shard["tokens"] for shard in manifest["shards"] if shard["split"] == split)
-        for split in ("train", "val")
-    }
-    (folder / "manifest.json").write_text(json.dumps(manifest))
+
+    def consistently(manifest: dict) -> None:
+        change(manifest)
+        manifest["tokens"] = {
+            split: sum(shard["tokens"] for shard in manifest["shards"] if shard["split"] == split)
+            for split in ("train", "val")
+        }
+
+    edit(folder, consistently)
     assert Data(folder).fingerprint != before

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from tests.editing import edit
 
 from overnight.data import documents, readers, shards, staging
 from overnight.data import prepare as preparing
@@ -291,8 +292,8 @@ def test_the_standard_library_is_not_prepared_twice(tmp_path: Path, monkeypatch:
     before = (tmp_path / "data" / "manifest.json").stat().st_mtime_ns
     prepare("stdlib", tmp_path / "data", "char", 1, 10**8)
     assert (tmp_path / "data" / "manifest.json").stat().st_mtime_ns == before
-    manifest = (tmp_path / "data" / "manifest.json").read_text()
-    (tmp_path / "data" / "manifest.json").write_text(manifest.replace(f"Python {version}", "Python 2.7.18"))
+    other = {"source": "stdlib of Python 2.7.18"}
+    edit(tmp_path / "data" / "manifest.json", lambda manifest: manifest["request"].update(other))
     with pytest.raises(UserError, match=rf"source stdlib of Python 2\.7\.18, not stdlib of Python {version}"):
         prepare("stdlib", tmp_path / "data", "char", 1, 10**8)
 

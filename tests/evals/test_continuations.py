@@ -116,6 +116,9 @@ def test_every_continuation_is_scored_by_exactly_one_rank(
             shares.append(tensor.clone())
             return tensor
 
+        def any(self, here: bool) -> bool:
+            return here
+
     for rank in range(ranks):
         here = Rank(device=torch.device("cpu"), rank=rank, size=ranks)
         score(opinionated, items, here, contextlib.nullcontext)

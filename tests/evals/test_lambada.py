@@ -99,7 +99,7 @@ def test_eval_does_several_tasks_at_once(cli: Cli, run: Path, hellaswag_file: Pa
     )
     assert (outcome.code, outcome.err) == (0, "")
     found = json.loads(outcome.out)
-    assert list(found) == ["val", "lambada", "perplexity"]
+    assert list(found) == ["val", "lambada", "perplexity", "model"]
     assert found["val"].keys() == {"loss", "bits_per_byte", "tokens"}
     assert found["lambada"].keys() == {"acc", "perplexity", "items"}
     assert found["perplexity"].keys() == {"loss", "perplexity", "bits_per_byte", "tokens"}

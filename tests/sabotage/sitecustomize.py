@@ -2,14 +2,17 @@
 PYTHONPATH; KILL_AT="MOMENT:N" says when (the N-th time), KILL_RANK which rank (0, where it is not set).
 NAN_IN="6 7 8" makes that rank's losses in these calls of the model no numbers.
 SET="overnight.data.prepare:COMMIT_EVERY=0.3" gives a number in a module another value.
+SLOW="overnight.step:train_step=60" lets a function compute for so many seconds first, but for its first call.
 """
 
+import hashlib
 import importlib.abc
 import importlib.machinery
 import itertools
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -65,11 +68,11 @@ def some_windows(validation: Callable, *arguments: Any) -> None:
 MOMENTS = {
     "record": ("overnight.records", "Records.flush", half_a_line),
     "tensors": ("overnight.checkpoint", "write_tensors", half_the_tensors),
-    "state": ("overnight.checkpoint", "to_json", nothing),
+    "state": ("overnight.checkpoint", "sealed", nothing),
     "published": ("overnight.checkpoint", "sync", nothing),
     "prune": ("overnight.checkpoint", "shutil.rmtree", half_the_folder),
     "evaluation": ("overnight.evaluator", "validation", some_windows),
-    "sample": ("overnight.evaluator", "texts", nothing),
+    "sample": ("overnight.evaluator", "collect", nothing),
     "config": ("overnight.start", "write_synced", nothing),
     "rewind": ("overnight.records", "write_synced", nothing),
     "rewound": ("overnight.records", "write_synced", all_of_it),
@@ -121,3 +124,19 @@ if "SET" in os.environ:
     name, _, number = rest.partition("=")
     value = float(number)
     sys.meta_path.insert(0, Sabotage(module, name, lambda _: value))
+if "SLOW" in os.environ:
+    module, _, rest = os.environ["SLOW"].partition(":")
+    name, _, seconds = rest.partition("=")
+
+    def slowed(function: Callable) -> Callable:
+        calls = itertools.count()
+
+        def wrapped(*arguments: Any, **named: Any) -> Any:
+            until = time.monotonic() + (float(seconds) if next(calls) else 0.0)
+            while time.monotonic() < until:  # deaf, as a library that computes: Python's handlers do not run
+                hashlib.pbkdf2_hmac("sha256", b"", b"", 4_000_000)
+            return function(*arguments, **named)
+
+        return wrapped
+
+    sys.meta_path.insert(0, Sabotage(module, name, slowed))

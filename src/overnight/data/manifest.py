@@ -5,10 +5,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from overnight.data import tokens
-from overnight.data.shards import Tokens, check_entries, count_of, open_shard
+from overnight.data.shards import Shard, Tokens, check_entries, count_of, open_shard
 from overnight.errors import UserError
 from overnight.files import read_json, sha256_file
 
@@ -70,7 +68,7 @@ class Data:
                 f"no prepared data in {folder} (no {MANIFEST} there).",
                 f"Make some: overnight prepare SOURCE --out {folder}",
             )
-        described = read_json(path, "manifest")
+        described = read_json(path, "manifest", seal=True)
         try:
             self.manifest = Manifest(**described)
             self.manifest.check()
@@ -91,7 +89,7 @@ class Data:
             )
         self._tokens = {split: Tokens(found, self.tokenizer.vocab_size) for split, found in shards.items()}
 
-    def _shard(self, entry: dict[str, Any]) -> np.ndarray:
+    def _shard(self, entry: dict[str, Any]) -> Shard:
         shard = open_shard(self.folder / entry["file"])
         if len(shard) != entry["tokens"]:
             raise UserError(
@@ -104,9 +102,11 @@ class Data:
         """The tokens of 'train' or 'val'."""
         return self._tokens[name]
 
-    def verify(self) -> None:
-        """Read every shard and compare its SHA-256 with the manifest's."""
+    def verify(self, split: str = "") -> None:
+        """Read every shard, or those of one split, and compare its SHA-256 with the manifest's."""
         for entry in self.manifest.shards:
+            if split not in ("", entry["split"]):
+                continue
             if sha256_file(self.folder / entry["file"]) != entry["sha256"]:
                 raise UserError(
                     f"the shard {self.folder / entry['file']} has changed since it was made "

@@ -29,7 +29,7 @@ from overnight.data.staging import (
     staging,
 )
 from overnight.errors import UserError, near
-from overnight.files import clear_disk_errors, parent_problem, read_json, to_json, write_synced
+from overnight.files import clear_disk_errors, parent_problem, read_json, sealed, to_json, write_synced
 from overnight.terminal import Status, duration, size
 
 BATCH = 1 << 20  # characters that a worker gets at a time
@@ -190,7 +190,7 @@ def complete(
         raise UserError(f"{request['source']} has no text in it: nothing to prepare.")
     shards = splits.close(request["source"])
     made = manifest(shards, splits.tokenizer, request, splits.rule, documents, text_bytes, details)
-    write_synced(folder / MANIFEST, to_json(made.to_json()))
+    write_synced(folder / MANIFEST, sealed(made.to_json()))
 
 
 def write_tokenizer(folder: Path, tokenizer: tokens.Tokenizer) -> None:
@@ -203,13 +203,13 @@ def write_tokenizer(folder: Path, tokenizer: tokens.Tokenizer) -> None:
 def commit(folder: Path, request: dict[str, Any], splits: Splits, place: Place) -> None:
     """From now on the work goes on from `place`."""
     reached = {"request": request, "split": splits.rule, "place": asdict(place), "shards": splits.sync()}
-    write_synced(folder / PROGRESS, to_json(reached))
+    write_synced(folder / PROGRESS, sealed(reached))
 
 
 def resume(folder: Path, shard_tokens: int) -> tuple[Splits, Place]:
     """What `commit` left, with the shards cut back to it."""
     try:
-        reached = read_json(folder / PROGRESS, "progress")
+        reached = read_json(folder / PROGRESS, "progress", seal=True)
         place = Place(**reached["place"])
         for name in ("file", "pieces", "documents", "bytes"):
             count_of(getattr(place, name), name)

@@ -16,12 +16,12 @@ import numpy as np
 from overnight.data import tokens
 from overnight.data.documents import Source
 from overnight.data.manifest import MANIFEST, TOKENIZER, Data
-from overnight.data.shards import KINDS, ShardWriter, open_shard
+from overnight.data.shards import KINDS, Shard, ShardWriter, open_shard
 from overnight.data.splits import manifest, totals
 from overnight.data.staging import already_there, staging
 from overnight.data.tokens import Tokenizer
 from overnight.errors import UserError
-from overnight.files import clear_disk_errors, parent_problem, to_json, write_synced
+from overnight.files import clear_disk_errors, parent_problem, sealed, to_json, write_synced
 from overnight.terminal import Status
 
 BLOCK = 1 << 22  # tokens read at a time
@@ -75,8 +75,8 @@ def find(folder: Path) -> dict[str, list[Path]]:
     return splits
 
 
-def open_tokens(path: Path) -> np.ndarray:
-    """The tokens of a file as a read-only map, (n,) of uint16 or uint32."""
+def open_tokens(path: Path) -> np.ndarray | Shard:
+    """The tokens of a file, read as they are asked for, (n,) of uint16 or uint32."""
     if path.suffix == ".npy":
         try:
             found = np.lib.format.open_memmap(path, mode="r")  # never a pickle
@@ -138,4 +138,4 @@ def build(
         raise UserError(f"too few tokens: {found['train']} of training, {found['val']} of validation.")
     write_synced(folder / TOKENIZER, to_json(tokenizer.to_json()))
     described = manifest(shards, tokenizer, request, BY_NAME, max(1, documents), text_bytes)
-    write_synced(folder / MANIFEST, to_json(described.to_json()))
+    write_synced(folder / MANIFEST, sealed(described.to_json()))

@@ -7,17 +7,20 @@ Source of the format: llm.c, dev/data/data_common.py.
 
 import os
 import re
+import threading
 from bisect import bisect_right
 from collections.abc import Sequence
+from io import BufferedRandom
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 
-from overnight.errors import UserError
-from overnight.files import sha256_file, sync
+from overnight.errors import Failure, UserError
+from overnight.files import open_new, open_own, open_regular, reason, sha256_file, sync
 
 HEADER_BYTES = 256 * 4
+BLOCK = 1 << 22  # tokens read at a time, where all of them are looked at
 NAME = re.compile(r"(train|val|all)_[0-9]{6,12}\.bin")  # so that no name in a file leads out of its folder
 KINDS: dict[tuple[int, int], np.dtype] = {(20240520, 1): np.dtype("<u2"), (20240801, 7): np.dtype("<u4")}
 
@@ -30,14 +33,66 @@ def header(tokens: int, dtype: np.dtype) -> bytes:
     return fields.tobytes()
 
 
-def open_shard(path: Path) -> np.ndarray:
-    """The tokens of a shard as a read-only memory map, (n,) uint16 or uint32; its size is checked."""
+class ChangedData(Failure):
+    """A shard is not what it was when the data was opened."""
+
+
+class Shard:
+    """The tokens of one file, read when they are asked for.
+
+    Behaves like a read-only array of one dimension: `len`, slices without a step, `np.asarray`. Not a memory
+    map: of a file that is truncated meanwhile, reading a map kills the process (SIGBUS), while `read` raises
+    ChangedData.
+    """
+
+    def __init__(self, path: Path, dtype: np.dtype, tokens: int):
+        self.path, self.dtype, self._tokens = path, dtype, tokens
+        self._file = open_regular(path)
+        self._lock = threading.Lock()  # where the system cannot read at a place, it has to seek
+
+    def __len__(self) -> int:
+        return self._tokens
+
+    def __getitem__(self, part: slice) -> np.ndarray:
+        begin, end, _ = part.indices(self._tokens)
+        return self.read(begin, max(0, end - begin))
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        return self[:].astype(dtype or self.dtype, copy=False)
+
+    def read(self, begin: int, count: int) -> np.ndarray:
+        """Tokens [begin, begin + count), (count,) of `dtype`. Raises ChangedData where they are gone."""
+        size = count * self.dtype.itemsize
+        try:
+            content = self._read_at(HEADER_BYTES + begin * self.dtype.itemsize, size)
+        except OSError as error:
+            raise ChangedData(f"the shard {self.path} cannot be read any more: {reason(error)}.") from None
+        if len(content) < size:
+            raise ChangedData(f"the shard {self.path} has become shorter while it was in use.", RESTORE)
+        return np.frombuffer(content, dtype=self.dtype)
+
+    def _read_at(self, offset: int, size: int) -> bytes:
+        if not hasattr(os, "pread"):  # Windows
+            with self._lock:
+                self._file.seek(offset)
+                return self._file.read(size)
+        file, content = self._file.fileno(), b""
+        while part := os.pread(file, size - len(content), offset + len(content)):  # 2 GiB at most
+            content = content + part if content else part
+        return content
+
+
+RESTORE = "Restore it, or prepare the data again; then run the same command: it resumes from its checkpoint."
+
+
+def open_shard(path: Path) -> Shard:
+    """A shard whose size is what its header says."""
     try:
-        with open(path, "rb") as file:
+        with open_regular(path) as file:
             start = file.read(HEADER_BYTES)
-            size = path.stat().st_size
+            size = os.fstat(file.fileno()).st_size
     except OSError as error:
-        raise UserError(f"cannot read the shard {path}: {error.strerror}. Prepare the data again.") from None
+        raise UserError(f"cannot read the shard {path}: {reason(error)}. Prepare the data again.") from None
     if len(start) < HEADER_BYTES:
         raise UserError(f"the shard {path} is cut short: {size} bytes are no header. Prepare the data again.")
     magic, version, tokens = np.frombuffer(start, dtype="<i4")[:3].tolist()
@@ -50,9 +105,7 @@ def open_shard(path: Path) -> np.ndarray:
             f"the shard {path} is damaged: {size:,} bytes where its header says {expected:,}. "
             "Prepare the data again."
         )
-    if tokens == 0:
-        return np.empty(0, dtype=dtype)
-    return np.memmap(path, dtype=dtype, mode="r", offset=HEADER_BYTES, shape=(tokens,))
+    return Shard(path, dtype, tokens)
 
 
 def count_of(value: Any, what: str) -> int:
@@ -101,7 +154,8 @@ class ShardWriter:
         while len(tokens):
             if self._file is None or self._count == self.shard_tokens:
                 self._finish()
-                self._file = open(self._path, "w+b")  # noqa: SIM115 (closed in _finish)
+                self._path.unlink(missing_ok=True)  # what came after the last commit of a killed process
+                self._file = open_new(self._path)
                 self._file.write(header(0, self.dtype))
             part = tokens[: self.shard_tokens - self._count]
             self._file.write(part.astype(self.dtype, copy=False).tobytes())
@@ -131,7 +185,7 @@ class ShardWriter:
             if (self.folder / shard["file"]).stat().st_size != expected:
                 raise ValueError(f"{shard['file']} is not as long as it was")
         if state["open"] is not None:
-            self._file, self._count = open(self._path, "r+b"), state["open"]  # noqa: SIM115
+            self._file, self._count = BufferedRandom(open_own(self._path)), state["open"]  # type: ignore[arg-type]
             end = HEADER_BYTES + self._count * self.dtype.itemsize
             if self._file.seek(0, os.SEEK_END) < end:
                 raise ValueError(f"{self._path.name} is shorter than it was")
@@ -164,13 +218,18 @@ class Tokens:
     vocab_size: ids that are not below it are refused when they are read, if it is given.
     """
 
-    def __init__(self, shards: Sequence[np.ndarray], vocab_size: int | None = None):
+    def __init__(self, shards: Sequence[Shard | np.ndarray], vocab_size: int | None = None):
         self.vocab_size = vocab_size
-        self.shards = [np.asarray(shard) for shard in shards if len(shard)]
+        self.shards = [shard for shard in shards if len(shard)]
         self.starts = np.cumsum([0, *(len(shard) for shard in self.shards)]).tolist()
 
     def __len__(self) -> int:
         return self.starts[-1]
+
+    def highest(self) -> int:
+        """The largest id; -1 where there are no tokens."""
+        starts = range(0, len(self), BLOCK)
+        return max((int(self._read(at, min(BLOCK, len(self) - at)).max()) for at in starts), default=-1)
 
     def read(self, start: int, length: int) -> np.ndarray:
         """Tokens [start, start + length), (length,) int64."""

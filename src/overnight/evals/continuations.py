@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from overnight.data.tokens import Tokenizer
-from overnight.errors import UserError
+from overnight.errors import Abandoned, UserError
 from overnight.models.networks import Network
 from overnight.world import World
 
@@ -67,26 +67,30 @@ def score(
     items: Sequence[Item],
     world: World,
     autocast: Callable[[], AbstractContextManager],
-    progress: Callable[[int, int], None] = lambda done, total: None,
+    progress: Callable[[int, int], object] = lambda done, total: None,
 ) -> list[list[Score]]:
     """The score of every continuation of every item, the same on every rank and for any number of ranks.
 
-    A context too long for its continuation loses its beginning. `progress` hears of this rank's batches.
+    A context too long for its continuation loses its beginning. progress: called with this rank's batches
+    that are done, and all; where it returns something true, on any rank, all ranks raise Abandoned.
     """
     block_size = model.config.block_size
     parts = [part for number, item in enumerate(items) for part in fitted(item, number, block_size)]
     firsts = np.cumsum([0, *(len(item.continuations) for item in items)])  # rows of `found`
     found = torch.zeros(int(firsts[-1]), 2, dtype=torch.float64)
     mine = list(batches(parts, *BATCH[world.device.type]))[world.rank :: world.size]
-    was_training = model.training
+    was_training, stopped = model.training, False
     model.eval()
     for done, batch in enumerate(mine):
-        progress(done, len(mine))
+        if stopped := bool(progress(done, len(mine))):
+            break
         with autocast():
             scores = score_batch(model, [item for _, _, item in batch], world.device)
         rows = [firsts[number] + first + np.arange(len(item.continuations)) for number, first, item in batch]
         found[np.concatenate(rows)] = scores
     model.train(was_training)
+    if world.any(stopped):
+        raise Abandoned
     # Each continuation was scored on one rank, and is zero on the others.
     found = world.sum(found.to(world.device) if world.size > 1 else found).cpu()
     of_item = [found[first:last].tolist() for first, last in pairwise(firsts)]

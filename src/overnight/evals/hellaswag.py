@@ -128,7 +128,7 @@ def hellaswag(
     style: Style,
     world: World,
     autocast: Callable[[], AbstractContextManager],
-    progress: Callable[[int, int], None] = lambda done, total: None,
+    progress: Callable[[int, int], object] = lambda done, total: None,
 ) -> Iterator[tuple[str, Any]]:
     """Yields ("style", ...), ("acc", fraction), ("acc_norm", fraction) and ("items", number)."""
     items = [to_item(question, style, tokenizer) for question in questions]

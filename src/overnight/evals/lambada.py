@@ -50,7 +50,7 @@ def lambada(
     passages: Sequence[tuple[str, str]],
     world: World,
     autocast: Callable[[], AbstractContextManager],
-    progress: Callable[[int, int], None] = lambda done, total: None,
+    progress: Callable[[int, int], object] = lambda done, total: None,
 ) -> Iterator[tuple[str, float]]:
     """Yields ("acc", fraction of words whose every token is the likeliest), ("perplexity", of a word) and
     ("items", number)."""

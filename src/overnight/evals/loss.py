@@ -9,6 +9,7 @@ import torch
 
 from overnight.data.loader import to_device
 from overnight.data.shards import Tokens
+from overnight.errors import Abandoned
 from overnight.models.networks import Network
 from overnight.world import World
 
@@ -24,13 +25,14 @@ def validation(
     limit: int | None,
     world: World,
     autocast: Callable[[], AbstractContextManager],
-    progress: Callable[[int, int], None] = lambda done, total: None,
+    progress: Callable[[int, int], object] = lambda done, total: None,
 ) -> Iterator[tuple[str, float]]:
     """Yields ("loss", nats per token), ("bits_per_byte", ...) and ("tokens", number predicted).
 
     Windows of T = block_size start at 0, T, 2T, ...: inputs [i, i+T), targets [i+1, i+T+1), the last one
     shorter, so that every token but the first is predicted exactly once; with a `limit`, the first `limit`
-    predictions. byte_lengths: UTF-8 bytes of each id, 0 for <|endoftext|>. `progress` hears of windows.
+    predictions. byte_lengths: UTF-8 bytes of each id, 0 for <|endoftext|>. progress: called with the windows
+    that are done, and all; where it returns something true, on any rank, all ranks raise Abandoned.
     """
     predicted = min(len(tokens) - 1, limit or len(tokens))
     starts = range(0, predicted, block_size)
@@ -38,11 +40,12 @@ def validation(
     device, summed_bytes = world.device, 0
     # On the device, so that the host reads the next windows meanwhile; MPS has no float64.
     summed_loss = torch.zeros((), dtype=torch.float64, device="cpu" if device.type == "mps" else device)
-    was_training = model.training
+    was_training, stopped = model.training, False
     model.eval()
     for number in range(world.rank, math.ceil(len(starts) / rows), world.size):
         chunk = starts[number * rows : (number + 1) * rows]
-        progress(number * rows, len(starts))
+        if stopped := bool(progress(number * rows, len(starts))):
+            break
         full = [start for start in chunk if start + block_size <= predicted]
         for group in ([full] if full else []) + [[start] for start in chunk[len(full) :]]:
             length = min(block_size, predicted - group[0])
@@ -53,6 +56,8 @@ def validation(
             summed_loss += losses.to(summed_loss.device).double().sum()
             summed_bytes += int(byte_lengths[window[:, 1:]].sum())
     model.train(was_training)
+    if world.any(stopped):
+        raise Abandoned
     loss, bytes_ = world.sum(torch.stack([summed_loss, torch.full_like(summed_loss, summed_bytes)])).tolist()
     yield "loss", loss / predicted
     yield "bits_per_byte", loss / bytes_ / math.log(2) if bytes_ else math.inf

@@ -33,7 +33,7 @@ def perplexity(
     block_size: int,
     world: World,
     autocast: Callable[[], AbstractContextManager],
-    progress: Callable[[int, int], None] = lambda done, total: None,
+    progress: Callable[[int, int], object] = lambda done, total: None,
 ) -> Iterator[tuple[str, float]]:
     """Yields ("loss", nats a token), ("perplexity", exp of it), ("bits_per_byte", ...), ("tokens", number).
 

@@ -25,7 +25,7 @@ HELLASWAG_ITEMS = 10_042  # of the validation set
 
 # world, autocast, progress -> (name, value)
 Task = Callable[
-    [World, Callable[[], AbstractContextManager], Callable[[int, int], None]], Iterator[tuple[str, Any]]
+    [World, Callable[[], AbstractContextManager], Callable[[int, int], object]], Iterator[tuple[str, Any]]
 ]
 
 

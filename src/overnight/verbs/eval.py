@@ -3,6 +3,7 @@
 import json
 import math
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -44,7 +45,7 @@ class Eval:
     tokenizer: str = ""
     """A tokenizer.json, for weights that come without one."""
     json: bool = False
-    """Print one JSON object: task -> {name: value}."""
+    """Print one JSON object: task -> {name: value}, and which model it was."""
     device: Device = "auto"
     """Where to compute."""
     precision: Precision = "auto"
@@ -84,9 +85,13 @@ def run(arguments: list[str]) -> int:
         )  # fmt: skip
         ready = {name: tasks.prepare(name, loaded.model, loaded.tokenizer, inputs) for name in names}
         status = Status() if here.is_main else Silent()
-        for name, task in ready.items():
-            found[name] = dict(task(here, autocast, progress(status, name)))
-            status.clear()
+        with ThreadPoolExecutor(1) as pool:  # hashing takes a processor for less time than evaluating
+            checked = pool.submit(data.verify, "val") if data and here.is_main else None
+            for name, task in ready.items():
+                found[name] = dict(task(here, autocast, progress(status, name)))
+                status.clear()
+            if checked:
+                checked.result()
         if wanted.harness:
             from overnight.evals.harness import harness
 
@@ -97,6 +102,8 @@ def run(arguments: list[str]) -> int:
     if not here.is_main:
         return DONE
     if wanted.json:
+        if loaded.run:
+            found["model"] = {"name": loaded.name, "step": loaded.step, "damaged": list(loaded.damaged)}
         print(json.dumps({name: finite(values) for name, values in found.items()}))
     else:
         say(f"{loaded.origin}{f' on {data.folder}' if data else ''}")

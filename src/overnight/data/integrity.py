@@ -1,0 +1,121 @@
+"""Whether the shards are still what `prepare` wrote, while a run reads them.
+
+Between steps the stamps of the files (size, time of change, identity) are compared with those at the start,
+which takes microseconds per shard; a file whose stamp differs is hashed at once. In the background a thread
+of low priority hashes all of them every hour, and finds what no stamp shows: a bad disk.
+"""
+
+import hashlib
+import os
+import threading
+import time
+from pathlib import Path
+
+from overnight.data.manifest import Data
+from overnight.data.shards import RESTORE, ChangedData
+from overnight.files import open_regular, reason, sha256_file
+from overnight.machine import step_back
+
+LOOK_EVERY = 1.0  # seconds between two comparisons of stamps
+SHARE = 0.01  # of one processor's time, at most, goes into hashing
+PASS_EVERY = 3600.0  # seconds from the start of one pass over all shards to the next
+PIECE = 1 << 20  # bytes
+
+Stamp = tuple[int, int, int]
+
+
+class Integrity:
+    """Watches the shards of `data` until `close`. active: whether this process does (one per host)."""
+
+    def __init__(self, data: Data, active: bool = True):
+        entries = data.manifest.shards if active else []
+        self._sha256 = {data.folder / entry["file"]: entry["sha256"] for entry in entries}
+        self._val = [data.folder / entry["file"] for entry in entries if entry["split"] == "val"]
+        self._stamps = {path: stamp(path) for path in self._sha256}
+        self._hashed: set[Path] = set()
+        self._looked = time.monotonic()
+        self.problem = ""
+        """What is wrong with a shard; empty while nothing is."""
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._hash_all, name="integrity", daemon=True)
+        if active:
+            self._thread.start()
+
+    def look(self, now: bool = False) -> str:
+        """Compare the stamps, if the last comparison is a while ago or `now`; return `problem`."""
+        if not self.problem and (now or time.monotonic() - self._looked > LOOK_EVERY):
+            for path, before in self._stamps.items():
+                if stamp(path) != before:
+                    self._compare(path)
+            self._looked = time.monotonic()
+        return self.problem
+
+    def settle_validation(self) -> None:
+        """Make sure that the validation split is intact before a result on it is believed. Raises
+        ChangedData."""
+        self.look(now=True)
+        for path in self._val:
+            if path not in self._hashed and not self.problem:
+                self._compare(path)
+        if self.problem:
+            raise ChangedData(self.problem, RESTORE)
+
+    def close(self) -> None:
+        self._over.set()
+        if self._thread.is_alive():
+            self._thread.join()
+
+    def _compare(self, path: Path) -> None:
+        """Hash a shard now."""
+        before = stamp(path)
+        try:
+            digest = sha256_file(path)
+        except OSError as error:
+            self.problem = self.problem or f"the shard {path} cannot be read any more: {reason(error)}."
+            return
+        self._judge(path, before, digest)
+
+    def _judge(self, path: Path, before: Stamp | None, digest: str) -> None:
+        """Take note of the hash of a shard that had the stamp `before` when it was read."""
+        if digest == self._sha256[path]:
+            self._stamps[path] = before
+            self._hashed.add(path)
+        elif not self.problem:
+            self.problem = f"the shard {path} has changed: its SHA-256 is not the one in the manifest."
+
+    def _hash_all(self) -> None:
+        step_back()
+        while not self._over.is_set():
+            began = time.monotonic()
+            for path in self._sha256:
+                before = stamp(path)
+                try:
+                    digest = self._hash_slowly(path)
+                except OSError as error:
+                    self.problem = self.problem or f"the shard {path} cannot be read: {reason(error)}."
+                    return
+                if self.problem or self._over.is_set():
+                    return
+                self._judge(path, before, digest)
+            self._over.wait(max(1.0, PASS_EVERY - (time.monotonic() - began)))
+
+    def _hash_slowly(self, path: Path) -> str:
+        """SHA-256 of a file, with a pause after each piece."""
+        digest = hashlib.sha256()
+        with open_regular(path) as file:
+            began = time.monotonic()
+            while piece := file.read(PIECE):
+                digest.update(piece)
+                if self._over.wait((time.monotonic() - began) * (1 / SHARE - 1)):
+                    break
+                began = time.monotonic()
+        return digest.hexdigest()
+
+
+def stamp(path: Path) -> Stamp | None:
+    """What changes when a file does; None where it is gone."""
+    try:
+        found = os.stat(path)
+    except OSError:
+        return None
+    return found.st_size, found.st_mtime_ns, found.st_ino
