@@ -10,16 +10,17 @@ READY := .venv/.ready
 help:  ## show this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1\t/' | expand -t 14
 
-setup: $(READY)  ## create .venv and install the pinned dependencies
+setup: $(READY)  ## create .venv and install the pinned dependencies, their hashes checked
 
+# scripts/install.py refuses a file whose hash is not in constraints.txt.
 # The stamp: made last, so that an interrupted install is begun again; older than what it was
 # made from, so that a changed pin is installed.
-$(READY): pyproject.toml constraints.txt
+$(READY): pyproject.toml constraints.txt constraints-cuda.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
 	  echo "Overnight needs Python 3.11 or newer; '$(PYTHON)' is older or missing. Try: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
 	@$(PYTHON) -m venv .venv || { \
 	  echo "python -m venv failed (on Debian and Ubuntu: apt install python3-venv)"; exit 1; }
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/python scripts/install.py
 	@touch $@
 
 quickstart: $(READY)  ## prepare, train, evaluate, sample and report a small GPT (CPU, a few minutes)
