@@ -1,0 +1,141 @@
+"""Data that changes under a run is noticed; a run that read it stops with its last checkpoint from before."""
+
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from tests.conftest import TINY
+from tests.editing import flip
+from tests.violence import assert_same_end, events
+
+from overnight import cli, train
+from overnight.checkpoint import list_steps
+from overnight.data import integrity
+from overnight.data.integrity import Integrity
+from overnight.data.manifest import Data
+from overnight.data.shards import ChangedData, open_shard
+
+
+@pytest.fixture
+def data(data_folder: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(data_folder, tmp_path / "data"))
+
+
+@pytest.fixture
+def watched(data: Path) -> Iterator[Integrity]:
+    """Looks at stamps only: its thread rests."""
+    found = Integrity(Data(data), active=True)
+    found._over.set()
+    yield found
+    found.close()
+
+
+def truncate(path: Path) -> None:
+    os.truncate(path, path.stat().st_size // 2)
+
+
+def overwrite(path: Path) -> None:
+    flip(path, path.stat().st_size - 1, 0)
+
+
+def replace(path: Path) -> None:
+    """By another file of the same size."""
+    other = path.with_name("other")
+    other.write_bytes(path.read_bytes()[:-1] + b"\x07")
+    os.replace(other, path)
+
+
+CHANGES = [truncate, overwrite, replace, Path.unlink]
+
+
+@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize("name", ["train_000001.bin", "val_000000.bin"])
+def test_a_changed_shard_is_named(watched: Integrity, data: Path, name: str, change: Callable) -> None:
+    assert watched.look(now=True) == ""
+    change(data / name)
+    assert f"the shard {data / name} " in watched.look(now=True)
+    with pytest.raises(ChangedData, match=name):
+        watched.settle_validation()
+
+
+def test_a_file_that_only_looks_changed_is_fine(watched: Integrity, data: Path) -> None:
+    """Touched, or copied back from a backup."""
+    for path in data.glob("*.bin"):
+        shutil.copy(path, data / "copy")
+        os.replace(data / "copy", path)
+        os.utime(path, (1, 1))
+    assert watched.look(now=True) == ""
+    watched.settle_validation()
+
+
+def test_damage_that_no_stamp_shows_is_found_by_hashing(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A bad disk; or damage from before the run."""
+    overwrite(data / "train_000001.bin")
+    monkeypatch.setattr(integrity, "SHARE", 1.0)
+    found = Integrity(Data(data))
+    found._thread.join(60)
+    assert "train_000001.bin has changed: its SHA-256 is not the one in the manifest" in found.problem
+    found.close()
+
+
+def test_a_last_validation_is_believed_only_of_sound_data(data: Path) -> None:
+    overwrite(data / "val_000000.bin")
+    found = Integrity(Data(data))
+    with pytest.raises(ChangedData, match="val_000000"):
+        found.settle_validation()
+    found.close()
+
+
+def test_other_ranks_of_a_host_do_not_look(data: Path) -> None:
+    found = Integrity(Data(data), active=False)
+    truncate(data / "train_000001.bin")
+    assert found.look(now=True) == ""
+    found.settle_validation()
+    found.close()
+
+
+def test_a_shard_cut_short_while_it_is_read_is_an_error_not_a_signal(data: Path) -> None:
+    """A memory map would end the process (SIGBUS)."""
+    shard = open_shard(data / "train_000001.bin")
+    truncate(data / "train_000001.bin")
+    assert len(shard.read(0, 10)) == 10
+    with pytest.raises(ChangedData, match=r"train_000001\.bin has become shorter"):
+        shard.read(len(shard) - 10, 10)
+
+
+@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize("name", ["train_000001.bin", "val_000000.bin"])
+def test_a_run_stops_before_it_saves_what_it_learnt_from_changed_data(
+    name: str, change: Callable, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    """Restored, the same command ends as if nothing had happened."""
+    options = ["train", "shakespeare-cpu", "--data", str(data), *TINY, "--steps", "9", "--save-every", "2"]
+    assert cli.run([*options, "--run", str(tmp_path / "whole")]) == 0
+    shutil.copytree(data, tmp_path / "backup")
+    update = train.Session.update
+
+    def changed(self: train.Session, step: int) -> str:
+        if step == 6:
+            self.saver.collect(wait=True)
+            change(data / name)
+        return update(self, step)
+
+    monkeypatch.setattr(integrity, "LOOK_EVERY", 0.0)
+    monkeypatch.setattr(train.Session, "update", changed)
+    capsys.readouterr()
+    run = tmp_path / "run"
+    assert cli.run([*options, "--run", str(run)]) == 1
+    said = capsys.readouterr().err
+    assert name in said
+    assert "the same command" in said
+    assert len(said.splitlines()) <= 3
+    assert list_steps(run)[-1] == 4
+    if change is not truncate or name == "val_000000.bin":  # else the reader itself was first
+        assert name in events(run, "data_changed")[0]["detail"]["problem"]
+    monkeypatch.undo()
+    shutil.rmtree(data)
+    shutil.copytree(tmp_path / "backup", data)
+    assert cli.run([*options, "--run", str(run)]) == 0
+    assert_same_end(run, tmp_path / "whole")
