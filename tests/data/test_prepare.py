@@ -257,22 +257,6 @@ def test_a_disk_full_of_a_download_is_said_so(tmp_path: Path, monkeypatch: pytes
         prepare("shakespeare", tmp_path / "data", "char", 1, 10**8)
 
 
-def die(batch: object) -> None:
-    os._exit(9)
-
-
-def test_a_worker_that_dies_ends_it_with_a_remedy(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    source = corpus(tmp_path / "corpus", some_documents(20))
-    with monkeypatch.context() as patch:
-        patch.setattr("overnight.data.encode.encode_batch", die)
-        with pytest.raises(Failure, match=r"a worker process died .*: try fewer --workers\."):
-            prepare(source, tmp_path / "data", "char", 1, 10**8)
-    assert "is kept in" in capsys.readouterr().err
-    assert prepare(source, tmp_path / "data", "char", 1, 10**8).manifest.documents == 20
-
-
 # --- Again, and beside others
 
 
