@@ -1,5 +1,5 @@
 """Two hosts train one model, one is lost in the middle, and both go on: network namespaces with addresses and
-host names of their own, torchrun's rendezvous, gloo. The end must be that of two ranks nobody stopped.
+host names of their own, `python -m overnight.agent`, gloo. The end must be that of two ranks nobody stopped.
 
 python benchmarks/nodes.py [--steps 900]     as root, on Linux; about 3 minutes
 """
@@ -86,17 +86,14 @@ def lose_a_host(place: Path, steps: int) -> dict[str, float]:
 
 
 def start(host: str, train: list[str], place: Path) -> subprocess.Popen:
-    """torchrun on a host, as a person would start it there."""
-    address, first = HOSTS[host], HOSTS["night-a"]
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--nproc-per-node=1"]
-    torchrun += ["--rdzv-id=night", "--rdzv-backend=c10d", f"--rdzv-endpoint={first}:29500"]
-    torchrun += [f"--rdzv-conf=is_host={int(address == first)}", f"--local-addr={address}"]
-    torchrun += ["--max-restarts=3", "-m", "--", "overnight"]
-    environment = os.environ | {"GLOO_SOCKET_IFNAME": host, "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
+    """The agent on a host, as a person would start it there."""
+    agent = [sys.executable, "-m", "overnight.agent", "--nnodes=2", f"--node-rank={[*HOSTS].index(host)}"]
+    agent += ["--nproc-per-node=1", f"--rdzv-endpoint={HOSTS['night-a']}:29500"]
+    agent += ["--max-restarts=3", "-m", "--", "overnight"]
     inside = ["ip", "netns", "exec", host, "unshare", "--uts", "sh", "-c"]
     inside += [f'hostname {host}; exec "$@"', "sh"]
     with open(place / f"{host}.log", "ab") as log:
-        return subprocess.Popen([*inside, *torchrun, *train], env=environment, stdout=log, stderr=log)
+        return subprocess.Popen([*inside, *agent, *train], stdout=log, stderr=log)
 
 
 def connect() -> None:

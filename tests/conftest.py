@@ -5,7 +5,8 @@ import io
 import os
 import random
 import shutil
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -82,6 +83,19 @@ def trained(tmp_path_factory: pytest.TempPathFactory, data_folder: Path) -> Path
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
         assert command.run([*arguments, "--save-every", "1", "--eval-every", "1", "--keep", "9"]) == 0
     return run
+
+
+@pytest.fixture(autouse=True)
+def same_folders() -> Iterator[None]:
+    """The folders that a command sets for its process (private.py) end with the test."""
+    names = ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR", "TMPDIR")
+    before, directory = {name: os.environ.get(name) for name in names}, tempfile.tempdir
+    yield
+    tempfile.tempdir = directory
+    for name, value in before.items():
+        os.environ.pop(name, None)
+        if value is not None:
+            os.environ[name] = value
 
 
 @pytest.fixture

@@ -243,18 +243,40 @@ def test_whoever_is_killed_the_next_start_goes_on(whom: str, start, whole: Path,
 def test_a_rank_that_falls_silent_is_given_up(start, tmp_path: Path) -> None:
     """As one whose host is lost: no connection breaks, nothing comes any more."""
     run = tmp_path / "run"
-    process = start(run, *FOREVER, "--processes", 2, env=sabotaged(SET="overnight.heartbeat:SILENCE=4"))
+    process = start(run, *FOREVER, "--processes", 2, env=sabotaged(SET="overnight.heartbeat:SILENCE=10"))
     wait_for_step(run, 5, process)
     ranks = family(process)
     os.kill(ranks[-1], signal.SIGSTOP)
     try:
-        wait_until_gone(ranks[-2:-1])
+        wait_until_gone(ranks[-2:-1], 300)
         os.kill(ranks[-1], signal.SIGKILL)  # torchrun ends the stopped one only after half a minute
-        assert process.wait(60) == 1
+        assert process.wait(300) == 1
     finally:
-        wait_until_gone(ranks)
-    silent = f"rank 1 on {os.uname().nodename} has not been heard of for 4 s, so rank 0 ends."
+        wait_until_gone(ranks, 300)
+    silent = f"rank 1 on {os.uname().nodename} has not been heard of for 10 s, so rank 0 ends."
     assert f"overnight: {silent}" in process.stderr.read()
+
+
+def test_ranks_that_were_all_stopped_go_on(start, tmp_path: Path) -> None:
+    """As Slurm suspends and resumes a job: each finds that the others, and itself, were silent for long."""
+    run = tmp_path / "run"
+    process = start(run, *FOREVER, "--processes", 2, env=sabotaged(SET="overnight.heartbeat:SILENCE=10"))
+    wait_for_step(run, 5, process)
+    everybody = [process.pid, *family(process)]
+    for _ in range(2):
+        for pid in reversed(everybody):
+            os.kill(pid, signal.SIGSTOP)
+        last = max(r["step"] for r in records.read(run) if r["kind"] == "train")
+        time.sleep(15)  # what is tested
+        for pid in everybody:
+            os.kill(pid, signal.SIGCONT)
+        wait_for_step(run, last + 500, process)
+        until = time.monotonic() + 5  # two looks of each at the other
+        while time.monotonic() < until:
+            assert process.poll() is None, process.stderr.read()
+            time.sleep(0.1)
+    assert [process.pid, *family(process)] == everybody
+    assert events(run, "resume") == []
 
 
 def test_max_restarts_resume_by_themselves(start, whole: Path, tmp_path: Path) -> None:

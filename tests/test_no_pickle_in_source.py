@@ -11,6 +11,8 @@ SOURCES = sorted(Path(overnight.__file__).parent.rglob("*.py"))
 
 MODULES = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal", "jsonpickle"}
 MODULES |= {"torch.package", "torch.distributed.checkpoint"}  # its .metadata is a pickle
+# What they receive are pickles.
+MODULES |= {"torch.distributed.rpc", "multiprocessing.connection", "multiprocessing.managers"}
 CALLS = {"eval", "exec", "compile", "__import__", "read_pickle", "unsafe_load", "full_load", "load_all"}
 CALLS |= {"all_gather_object", "gather_object", "broadcast_object_list", "scatter_object_list"}
 CALLS |= {"send_object_list", "recv_object_list"}
@@ -60,7 +62,9 @@ def test_nothing_in_the_source_loads_a_pickle(path: Path) -> None:
         "np.load(path)", "np.load(path, allow_pickle=True)", "eval('1')", "exec(code)", "compile(a, b, c)",
         "yaml.load(file)", "dist.all_gather_object(a, b)", "torch.distributed.broadcast_object_list(a)",
         "from torch.distributed import gather_object", "np.lib.format.read_array(f, allow_pickle=True)",
-        "def f():\n    import dill", "x = pandas.read_pickle(y)",
+        "def f():\n    import dill", "from torch.distributed import rpc",
+        "from multiprocessing.connection import Listener", "import multiprocessing.managers",
+        "x = pandas.read_pickle(y)",
     ],
 )  # fmt: skip
 def test_the_search_finds(line: str) -> None:

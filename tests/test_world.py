@@ -4,12 +4,13 @@ import subprocess
 import sys
 import threading
 import time
+from datetime import timedelta
 
 import pytest
 import torch
 import torch.distributed as dist
 
-from overnight import heartbeat, world
+from overnight import heartbeat, meeting, world
 
 
 def test_denormal_numbers_are_zero_inside_only() -> None:
@@ -33,8 +34,8 @@ def test_no_thread_is_inside_the_store_when_a_heartbeat_is_over(monkeypatch: pyt
     monkeypatch.setattr(heartbeat, "EVERY", 0.0)
     monkeypatch.setenv("MASTER_ADDR", "localhost")
     monkeypatch.setenv("MASTER_PORT", str(server.port))
-    with heartbeat.heartbeat(0, 1):
-        assert asked.wait(10)
+    with heartbeat.heartbeat(0, *meeting.beats(0, 1, timedelta(seconds=10))):
+        assert asked.wait(60)
     assert not [thread.name for thread in threading.enumerate() if thread.name.startswith("heartbeat")]
 
 

@@ -6,8 +6,6 @@ wins depends on the processor, so the run's own steps are timed both ways.
 
 import contextlib
 import json
-import os
-import tempfile
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +17,7 @@ from overnight.config import Config, OptimConfig
 from overnight.errors import Failure, UserError
 from overnight.files import read_json, to_json, write_synced
 from overnight.machine import cpu_name
+from overnight.private import cache_folder
 from overnight.stopwatch import measure
 from overnight.terminal import Status, duration
 
@@ -53,7 +52,6 @@ def pays(config: Config, n_tokens: int, status: Status) -> bool:
         said = "With torch.compile a step is {gain:.2f} times as fast, so it is {choice} (on from {least})."
         status.say(said.format(**known[key], least=LEAST_GAIN))
         with contextlib.suppress(OSError):  # then it is measured again next time
-            path.parent.mkdir(parents=True, exist_ok=True)
             write_synced(path, to_json(known))
     return known[key]["choice"] == "on"
 
@@ -87,12 +85,8 @@ def key_of(config: Config) -> str:
 
 
 def remembered() -> Path:
-    """The file of answers, in the user's cache folder; where there is no home, among temporary files."""
-    try:
-        folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    except RuntimeError:
-        folder = Path(tempfile.gettempdir())
-    return folder / "overnight" / "compile.json"
+    """The file of answers, in the user's cache folder."""
+    return cache_folder() / "compile.json"
 
 
 def read(path: Path) -> dict[str, dict[str, Any]]:

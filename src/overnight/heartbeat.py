@@ -5,16 +5,12 @@ in a collective, for as long as the backend is patient (gloo: 30 minutes).
 """
 
 import contextlib
-import os
-import socket
 import threading
 import time
 from collections.abc import Iterator
-from datetime import timedelta
-
-import torch.distributed as dist
 
 from overnight.errors import FAILURE
+from overnight.meeting import Exchange
 from overnight.stop import leave
 
 EVERY = 2.0  # seconds between two beats
@@ -23,32 +19,38 @@ PATIENCE = 5.0  # seconds for the last question to the store, whose host may be 
 
 
 @contextlib.contextmanager
-def heartbeat(rank: int, size: int) -> Iterator[None]:
+def heartbeat(rank: int, exchange: Exchange, hosts: list[str]) -> Iterator[None]:
     """Beat, and listen to the others, in threads of their own as long as the `with` lasts. Where one of them
-    has fallen silent this process says which and ends, as torchrun expects of a rank that cannot go on."""
+    has fallen silent this process says which and ends, as torchrun expects of a rank that cannot go on.
+
+    A process that was itself stopped, or got no time to compute, heard nobody meanwhile: then all have the
+    whole time again. (Slurm suspends and resumes all ranks of a job.)
+    """
     over = threading.Event()
-    # A connection of its own: a store serves one thread at a time.
-    place = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-    store = dist.TCPStore(*place, is_master=False, timeout=timedelta(seconds=SILENCE))
-    store.set(f"host/{rank}", socket.gethostname())
-    hosts = [store.get(f"host/{other}").decode() for other in range(size)]
-    heard = [time.monotonic()] * size
+    silent = [0.0] * len(hosts)  # seconds, of those in which this process could have heard
 
     def beat() -> None:
-        counts = [0] * size
+        counts = [0] * len(hosts)
         while not over.wait(EVERY):
-            for other in range(size):
-                try:  # adding 0 reads a count, and unlike `get` does not wait for one
-                    count = store.add(f"beat/{other}", 1 if other == rank else 0)
-                except Exception:  # the store is gone with its host: silence, too
-                    break
+            try:
+                now = exchange()
+            except Exception:  # the store is gone with its host: silence, too
+                continue
+            for other, count in enumerate(now):
                 if count != counts[other]:
-                    counts[other], heard[other] = count, time.monotonic()
+                    silent[other] = 0.0
+            counts = now
 
     def listen() -> None:
+        last = time.monotonic()
         while not over.wait(EVERY / 2):
-            for other, last in enumerate(heard):
-                if other != rank and time.monotonic() - last > SILENCE and not over.is_set():
+            passed, last = time.monotonic() - last, time.monotonic()
+            if passed > max(2 * EVERY, SILENCE / 4):
+                silent[:] = [0.0] * len(hosts)
+                continue
+            for other in range(len(hosts)):
+                silent[other] += min(passed, EVERY)
+                if other != rank and silent[other] > SILENCE and not over.is_set():
                     what = f"rank {other} on {hosts[other]} has not been heard of for {SILENCE:.0f} s"
                     leave(FAILURE, f"{what}, so rank {rank} ends.")
 

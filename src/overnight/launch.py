@@ -5,14 +5,15 @@ import os
 import signal
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 
 from overnight import records
 from overnight.errors import DONE, FAILURE, INTERRUPTED, SAVED
-from overnight.lock import GRACE, Lock, try_lock
+from overnight.launcher_folder import launcher_folder
+from overnight.lock import GRACE, Lock
 from overnight.machine import cpu_count
-from overnight.stop import LAUNCHER, NOW, STOP_FOLDER, WORD, WORDS, signals
+from overnight.private import use_private_folders
+from overnight.stop import NOW, STOP_FOLDER, WORD, WORDS, signals
 
 
 def leave_quietly(code: int) -> int:
@@ -27,17 +28,12 @@ def torchrun(run: Path, processes: int, max_restarts: int, arguments: list[str])
     run's last event tells why. It answers a signal by ending its ranks, so signals come here only (the
     session is its own), and the ranks find the word to stop in a file.
     """
-    command = [sys.executable, "-m", "overnight.agent", "--standalone", f"--nproc-per-node={processes}"]
+    use_private_folders()  # its ranks inherit them
+    command = [sys.executable, "-m", "overnight.agent", "--nnodes=1", f"--nproc-per-node={processes}"]
     command += [f"--max-restarts={max_restarts}", "-m", "--", "overnight", *arguments]
-    with tempfile.TemporaryDirectory() as name, open(Path(name) / LAUNCHER, "wb") as alive:
-        try_lock(alive)  # the system gives it up when this process dies, and the ranks see that
-        folder = Path(name)
-        for word in WORDS:  # now, while there is room for sure
-            (folder / f"{word}.new").write_text(word)
+    with launcher_folder(write_words) as folder:
         threads = os.environ.get("OMP_NUM_THREADS", str(max(1, cpu_count() // processes)))
-        environment = os.environ | {STOP_FOLDER: name, "OMP_NUM_THREADS": threads}
-        # Ranks that begin again must not meet the addresses of the dead ones (pytorch#135712).
-        environment.setdefault("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "1")
+        environment = os.environ | {STOP_FOLDER: str(folder), "OMP_NUM_THREADS": threads}
         agents: list[subprocess.Popen] = []
         words: list[str] = []
 
@@ -74,6 +70,12 @@ def wait_for_ranks(run: Path, seconds: float) -> None:
     lock = Lock(run)
     if run.is_dir() and lock.wait(seconds):
         lock.release()
+
+
+def write_words(folder: Path) -> None:
+    """Write what the ranks may have to be told now, while there is room for sure."""
+    for word in WORDS:
+        (folder / f"{word}.new").write_text(word)
 
 
 def tell(folder: Path, word: str) -> None:

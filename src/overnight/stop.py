@@ -17,12 +17,12 @@ from types import FrameType
 from typing import NoReturn
 
 from overnight.errors import FAILURE, INTERRUPTED, LostRank, Preempted, UserError
-from overnight.lock import try_lock
+from overnight.launcher_folder import launcher_is_gone
 from overnight.terminal import show
 
 STOP_FOLDER = "OVERNIGHT_STOP_FOLDER"  # where `train --processes` and its ranks meet
-# Files in there: what to do; locked as long as the launcher lives; why ranks that begin again need not.
-WORD, LAUNCHER, FINAL = "word", "launcher", "final"
+# Files in there: what to do; why ranks that begin again need not.
+WORD, FINAL = "word", "final"
 NOW = "now"  # the word to leave without saving
 WORDS = ("interrupted", "preempted", NOW)
 UNDER_TORCHRUN = "TORCHELASTIC_RUN_ID"  # torchrun sets it for every rank
@@ -156,7 +156,7 @@ class Stop:
         while not self._over.wait(WATCH_EVERY):
             orphan = os.getppid() != parent
             if folder:
-                if is_free(folder / LAUNCHER):
+                if launcher_is_gone(folder):
                     leave(FAILURE, "the launcher is gone, so this rank ends.")
                 word = read(folder / WORD)
                 if word == NOW or (orphan and not folder.is_dir()):  # said and taken away meanwhile
@@ -181,15 +181,6 @@ def read(path: Path) -> str:
         return path.read_text()
     except OSError:
         return ""
-
-
-def is_free(path: Path) -> bool:
-    """Whether the process that locked a file is gone. A file that is not there says nothing."""
-    try:
-        with open(path, "r+b") as file:
-            return try_lock(file)
-    except OSError:
-        return False
 
 
 @contextlib.contextmanager

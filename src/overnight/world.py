@@ -8,15 +8,19 @@ import os
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from overnight import hardware, machine
+from overnight import hardware, interfaces, machine, meeting
 from overnight.errors import LostRank, UserError
-from overnight.heartbeat import heartbeat
+from overnight.heartbeat import SILENCE, heartbeat
 from overnight.machine import cpu_count
+from overnight.private import use_private_folders
+from overnight.stop import is_rank
+from overnight.terminal import complain
 
 
 @dataclass(frozen=True)
@@ -110,11 +114,14 @@ def connect(device: str, always: bool = False) -> Iterator[World]:
     rank, local_rank = int(os.environ.get("RANK", "0")), int(os.environ.get("LOCAL_RANK", "0"))
     size = int(os.environ.get("WORLD_SIZE", "1"))
     chosen = choose_device(device, local_rank, size)
+    use_private_folders()
     if chosen.type == "cuda":
         torch.cuda.set_device(chosen)
     elif chosen.type == "cpu":
         machine.keep_memory()
     local_size = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    if local_size == size:
+        interfaces.listen_only_here()
     threads = os.environ.get("OMP_NUM_THREADS", "")
     with flushed_denormals():  # before there are other threads, which inherit it
         torch.set_num_threads(
@@ -148,14 +155,28 @@ def joined(device: torch.device, rank: int, size: int, always: bool) -> Iterator
         dist.destroy_process_group()
         return
     with clear_rank_errors():
-        dist.init_process_group(backend, device_id=device_id)
+        if meeting.is_known():
+            store = meeting.store()
+            dist.init_process_group(backend, store=store, rank=rank, world_size=size, device_id=device_id)
+        else:
+            warn_of_torchrun(rank)
+            dist.init_process_group(backend, device_id=device_id)
         try:
-            with heartbeat(rank, size):
+            with heartbeat(rank, *meeting.beats(rank, size, timedelta(seconds=SILENCE))):
                 here = World(device, rank, size)
                 yield here
                 here.barrier()  # nobody hangs up while another is still saving
         finally:
             dist.destroy_process_group()
+
+
+def warn_of_torchrun(rank: int) -> None:
+    """Say on the first rank that torchrun's rendezvous is not safe where others reach its port."""
+    if is_rank() and rank == 0:
+        complain(
+            "torchrun's rendezvous runs code for whoever reaches its port; `train --processes N` and "
+            "`python -m overnight.agent` do not (docs/reproduce.md)."
+        )
 
 
 @contextlib.contextmanager

@@ -3,6 +3,7 @@ PYTHONPATH; KILL_AT="MOMENT:N" says when (the N-th time), KILL_RANK which rank (
 NAN_IN="6 7 8" makes that rank's losses in these calls of the model no numbers.
 SET="overnight.data.prepare:COMMIT_EVERY=0.3" gives a number in a module another value.
 SLOW="overnight.step:train_step=60" lets a function compute for so many seconds first, but for its first call.
+PICKLES=FILE collects there what pickles that are loaded name: the classes and functions that they call.
 """
 
 import hashlib
@@ -140,3 +141,11 @@ if "SLOW" in os.environ:
         return wrapped
 
     sys.meta_path.insert(0, Sabotage(module, name, slowed))
+if "PICKLES" in os.environ:
+
+    def collect(event: str, arguments: tuple) -> None:
+        if event == "pickle.find_class":
+            with open(os.environ["PICKLES"], "a") as file:
+                file.write(f"{sys.argv[:2]} loads {'.'.join(arguments)}\n")
+
+    sys.addaudithook(collect)
