@@ -64,8 +64,10 @@ def events(answer: http.client.HTTPResponse) -> list[Any]:
 
 
 @contextlib.contextmanager
-def serving(model: str | Path, *options: str, cwd: Path | None = None, **env: str) -> Iterator[Server]:
-    """Started, answering, and at the end stopped and waited for."""
+def serving(
+    model: str | Path, *options: str, cwd: Path | None = None, files: int = 0, **env: str
+) -> Iterator[Server]:
+    """Started, answering, and at the end stopped and waited for. files: how many it may open."""
     command = [
         sys.executable,
         "-m",
@@ -78,6 +80,8 @@ def serving(model: str | Path, *options: str, cwd: Path | None = None, **env: st
         "cpu",
         *options,
     ]
+    if files:
+        command = ["sh", "-c", f'ulimit -n {files}; exec "$@"', "sh", *command]
     process = subprocess.Popen(
         command, cwd=cwd, env=os.environ | env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )

@@ -234,7 +234,23 @@ def test_openais_client_raises_its_own_errors(client: openai.OpenAI) -> None:
 
 
 @pytest.mark.parametrize(
-    "body", [b"", b"nonsense", b"[1]", b"\xff", b"[" * 100_000, b'{"model": "x", "n": NaN}']
+    "body",
+    [
+        b"",
+        b"nonsense",
+        b"[1]",
+        b"\xff",
+        b"[" * 100_000,
+        b'{"model": "x", "n": NaN}',
+        b'{"a":' * 50_000,
+        b'{"n": ' + b"9" * 250_000 + b"}",
+        b"9" * 101,
+        b'{"seed": -' + b"1" * 200 + b"}",
+        b'{"temperature": 1' + b"0" * 250_000 + b".5}",
+        b'{"temperature": 1e99999999}',
+        b'{"prompt": ["a"' + b',"a"' * 50_000 + b"]}",
+        b'{"' + b"x" * 250_000 + b'": 1}',
+    ],
 )
 def test_a_body_that_is_no_request_is_refused(server: Server, body: bytes) -> None:
     reply = server.ask("POST", "/v1/completions", body, Content_Type="application/json")

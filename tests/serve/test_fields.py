@@ -1,5 +1,8 @@
 """Any JSON is a request that makes sense, or a refusal that names what does not."""
 
+import os
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -65,6 +68,27 @@ def test_an_empty_prompt_begins_a_document_and_shows_as_nothing() -> None:
     asked = parsed({"prompt": ["", "the"]})
     assert asked.prompts[0] == (TOKENIZER.eot,)
     assert asked.shown == ("", "the")
+
+
+def test_a_prompt_that_is_longer_than_the_model_sees_is_counted_whole_and_kept_in_part() -> None:
+    asked = parsed({"prompt": [[0, 1] * 1000, "the"]})
+    assert asked.prompts == ((0, 1) * 8, tuple(TOKENIZER.encode("the").tolist()))
+    assert asked.prompt_tokens == 2003
+
+
+def test_digits_are_counted_before_they_are_read() -> None:
+    """Python's own limit can be switched off, and reading takes quadratic time."""
+    code = "from overnight.serve.fields import read; read(b'9' * 10_000_000, 'x', None, 16, None)"
+    environment = os.environ | {"PYTHONINTMAXSTRDIGITS": "0"}
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        env=environment,
+        check=False,
+        timeout=120,
+    )
+    assert "contains a number of 10,000,000 digits: give at most 100." in done.stderr
 
 
 def test_a_number_that_is_whole_may_be_written_with_a_point() -> None:

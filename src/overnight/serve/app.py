@@ -7,14 +7,14 @@ from collections.abc import AsyncGenerator, Awaitable, Callable
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
+from starlette.responses import HTMLResponse, RedirectResponse, Response
 from starlette.routing import Route
 
 from overnight.serve import pages
 from overnight.serve.batcher import Batcher
 from overnight.serve.completions import Completions, Events
 from overnight.serve.fields import Limits
-from overnight.serve.live import Live
+from overnight.serve.live import MOST_FOLLOWERS, Live
 from overnight.serve.refusal import Refusal
 
 
@@ -23,24 +23,35 @@ def make_app(
 ) -> Starlette:
     """The application, unguarded. live: the run to follow; None for other people's weights."""
     completions = Completions(batcher, model, limits, stopping)
+    # Each page is rendered once, and its bytes are shared by all answers.
+    prompting = pages.playground(model, live is not None).encode()
+    dashboard = {-1: b""}  # the run's version -> page
 
     async def first(request: Request) -> Response:
         if live is None:
             return RedirectResponse("/playground", 303)
-        return HTMLResponse(pages.dashboard(model, await live.parts()))
+        await live.look()
+        if live.version not in dashboard:
+            dashboard.clear()
+            dashboard[live.version] = pages.dashboard(model, live.parts()).encode()
+        return HTMLResponse(dashboard[live.version])
 
     async def playground(request: Request) -> Response:
-        return HTMLResponse(pages.playground(model, live is not None))
+        return HTMLResponse(prompting)
 
     async def events(request: Request) -> Response:
         if live is None:
             raise Refusal(404, "No run is followed here.")
-        return Events(live.events(stopping))
+        if live.watchers >= MOST_FOLLOWERS:
+            told = f"{MOST_FOLLOWERS} dashboards are open, the most that are kept up to date: close one."
+            raise Refusal(503, told, code="overloaded")
+        live.watchers += 1
+        return Events(live.events(stopping), live.leave)
 
     async def about(request: Request) -> Response:
         if live is None:
             raise Refusal(404, "No run is followed here.")
-        return JSONResponse(await live.summary())
+        return Response(await live.summary(), media_type="application/json")
 
     @contextlib.asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncGenerator[None, None]:

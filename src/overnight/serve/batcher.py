@@ -30,6 +30,7 @@ from overnight.slots import Drawn, Slots, Text, judged
 MOST_ROWS = 32  # texts at a time
 MEMORY_SHARE = 0.25  # of the device's, for what they have seen
 LOOK_EVERY = 2.0  # seconds between looks for a newer checkpoint
+LONGEST_TOKEN = 10_000  # bytes; GPT-2's longest has 128
 PART = 128  # positions whose logits are held at a time
 
 TOO_MUCH = "the device's memory does not hold so many texts of this length"
@@ -66,6 +67,10 @@ class Batcher:
         own = self.loaded.tokenizer if self.loaded else tokens.load(Path(self.run or "") / TOKENIZER)
         if own is None:
             raise UserError(f"{name} comes without its tokenizer: give --tokenizer FILE.")
+        if own.byte_lengths.max() > LONGEST_TOKEN:
+            raise UserError(
+                f"the tokenizer of {name} has tokens of over {LONGEST_TOKEN:,} bytes: use another."
+            )
         self.tokenizer: Tokenizer = own
         config = self.loaded.weights.config if self.loaded else config
         assert config is not None

@@ -1,7 +1,6 @@
 """`GET /v1/models` and `POST /v1/completions`, as OpenAI's clients expect them."""
 
 import asyncio
-import contextlib
 import json
 import secrets
 import time
@@ -11,7 +10,7 @@ from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
-from starlette.types import Message, Receive, Scope, Send
+from starlette.types import Receive, Scope, Send
 
 from overnight.data.batches import key
 from overnight.serve import fields
@@ -22,7 +21,6 @@ from overnight.serve.refusal import Refusal
 from overnight.serve.writing import Writing, echoed
 from overnight.slots import Drawn, Text
 
-UNREAD = 60.0  # seconds that a client may leave what it was sent
 FLUSH = 0.05  # seconds: what is written meanwhile goes out together
 UNSEEN = 0.5  # seconds between looks at what nobody sees before its end
 
@@ -41,12 +39,10 @@ class Completions:
 
     async def create(self, request: Request) -> Response:
         """One request, all at once or as a stream of events."""
-        try:
-            body = json.loads(await request.body())
-        except (ValueError, RecursionError):
-            raise Refusal(400, "The body is not JSON.") from None
         batcher = self.batcher
-        asked = fields.parse(body, self.model, batcher.tokenizer, batcher.block_size, self.limits)
+        asked = fields.read(
+            await request.body(), self.model, batcher.tokenizer, batcher.block_size, self.limits
+        )
         if batcher.loaded is None:
             raise Refusal(503, batcher.error or "There is no checkpoint yet.", code="no_checkpoint")
         if self.stopping.is_set():
@@ -84,14 +80,14 @@ class Answer:
         self.writings: list[Writing] = []
         self.jobs: list[Job] = []
         judge = asked.echo and asked.logprobs is not None
-        for number, (ids, shown) in enumerate(zip(asked.prompts, asked.shown, strict=True)):
+        for number, ids in enumerate(asked.prompts):
             # The first is what `overnight sample` writes with this seed.
             seeds = [seed % 2**63 if k == 0 else key(seed % 2**63, k) for k in range(asked.n)]
             texts = [Text(list(ids), asked.sampling, one, asked.logprobs) for one in seeds]
             self.jobs.append(Job(texts, asked.max_tokens, self.mailbox, number * asked.n, judge))
             for _ in texts:
                 writing = Writing(server.batcher.tokenizer, asked.stop, asked.logprobs is not None)
-                writing.offset = len(shown) if asked.echo else 0
+                writing.offset = len(asked.shown[number]) if asked.echo else 0
                 self.writings.append(writing)
         self.judged: list[list[Drawn]] = [[] for _ in asked.prompts]
         self.tokens = 0
@@ -114,6 +110,8 @@ class Answer:
                 if not taking.done() or left <= 0:
                     told = f"This took over {server.limits.seconds:,.0f} seconds: ask for fewer tokens."
                     raise Refusal(400, told, code="timeout")
+                if self.mailbox.full:
+                    raise Refusal(400, "The text comes faster than it is read.", code="too_slow")
                 touched = {which: None for which, what in taking.result() if self.hear(which, what)}
                 if touched:
                     yield list(touched)
@@ -163,7 +161,7 @@ class Answer:
         return {"text": text, "index": which, "logprobs": logprobs, "finish_reason": writing.finish or None}
 
     def usage(self) -> dict[str, int]:
-        prompt = sum(map(len, self.asked.prompts))
+        prompt = self.asked.prompt_tokens
         return {
             "prompt_tokens": prompt, "completion_tokens": self.tokens, "total_tokens": prompt + self.tokens
         }  # fmt: skip
@@ -212,24 +210,18 @@ class Answer:
 
 
 class Events(StreamingResponse):
-    """A stream of server-sent events. However it ends, its source is closed at once, and `done` is called.
-    A client that does not read for a minute has gone."""
+    """A stream of server-sent events. However it ends, its source is closed at once, and `done` is called."""
 
     media_type = "text/event-stream"
 
-    def __init__(self, content: AsyncGenerator[str, None], done: Callable[[], None] = lambda: None):
+    def __init__(self, content: AsyncGenerator[Any, None], done: Callable[[], None] = lambda: None):
         super().__init__(content)
         self.source, self.done = content, done
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        async def patient(message: Message) -> None:
-            async with asyncio.timeout(UNREAD):
-                await send(message)
-
         try:
             async with aclosing(self.source):
-                with contextlib.suppress(TimeoutError):
-                    await super().__call__(scope, receive, patient)
+                await super().__call__(scope, receive, send)
         finally:
             self.done()
 

@@ -3,6 +3,7 @@
 https://platform.openai.com/docs/api-reference/completions. `top_k` is ours.
 """
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -21,6 +22,10 @@ KNOWN = (
     "model", "prompt", "max_tokens", "temperature", "top_p", "top_k", "n", "stop", "seed", "logprobs", "echo",
     "stream", "stream_options", "user", *IDLE,
 )  # fmt: skip
+
+
+DIGITS = 100  # of a whole number; reading one takes time that grows with their square
+MOST_SHOWN = 1_000_000  # characters of prompts to echo; a token can stand for a hundred
 
 
 @dataclass(frozen=True)
@@ -42,7 +47,9 @@ class Asked:
     """A request that makes sense."""
 
     prompts: tuple[tuple[int, ...], ...]
-    """Token ids, one at least in each."""
+    """Token ids, one at least in each; of a long one the last, as many as the model sees."""
+    prompt_tokens: int
+    """Of all prompts, whole."""
     shown: tuple[str, ...]
     """The prompts as text, for echo."""
     n: int
@@ -57,13 +64,28 @@ class Asked:
     """Whether a stream tells what it used at its end."""
 
 
+def read(body: bytes, model: str, tokenizer: Tokenizer, block_size: int, limits: Limits) -> Asked:
+    """The bytes of a body -> a request. Raises Refusal."""
+    try:
+        found = json.loads(body, parse_int=integer)
+    except (ValueError, RecursionError):
+        raise Refusal(400, "The body is not JSON.") from None
+    return parse(found, model, tokenizer, block_size, limits)
+
+
+def integer(digits: str) -> int:
+    if len(digits) > DIGITS:
+        raise Refusal(400, f"The body contains a number of {len(digits):,} digits: give at most {DIGITS}.")
+    return int(digits)
+
+
 def parse(body: Any, model: str, tokenizer: Tokenizer, block_size: int, limits: Limits) -> Asked:
     """JSON -> a request. Raises Refusal that names the field."""
     if not isinstance(body, dict):
         raise Refusal(400, "The body is no JSON object.")
     for name in body:
         if name not in KNOWN:
-            raise wrong(name, f"Unknown field '{name[:50]}'.{near(name, KNOWN)}")
+            raise wrong(name, f"Unknown field '{name[:50]}'.{near(name[:50], KNOWN)}")
     for name, idle in IDLE.items():
         if body.get(name) not in idle and not (name == "best_of" and body[name] == body.get("n")):
             raise wrong(name, f"{name} is not supported: leave it out.")
@@ -71,9 +93,10 @@ def parse(body: Any, model: str, tokenizer: Tokenizer, block_size: int, limits: 
         raise Refusal(
             404, f"There is no such model here: it is called '{model}'.", "model", "model_not_found"
         )
-    prompts, shown = prompts_of(body.get("prompt"), tokenizer)
+    echo = flag(body, "echo")
+    prompts, shown = prompts_of(body.get("prompt"), tokenizer, echo, limits.texts)
     asked = Asked(
-        prompts, shown,
+        tuple(ids[-block_size:] for ids in prompts), sum(map(len, prompts)), shown,
         n=whole(body, "n", 1, 1, limits.texts),
         max_tokens=whole(body, "max_tokens", 16, 0, limits.tokens),
         sampling=Sampling(
@@ -84,7 +107,7 @@ def parse(body: Any, model: str, tokenizer: Tokenizer, block_size: int, limits: 
         seed=None if body.get("seed") is None else whole(body, "seed", 0, -(2**63), 2**63 - 1),
         stop=stops(body.get("stop")),
         logprobs=None if body.get("logprobs") is None else whole(body, "logprobs", 0, 0, 5),
-        echo=flag(body, "echo"),
+        echo=echo,
         stream=flag(body, "stream"),
         usage=usage_wanted(body.get("stream_options")),
     )  # fmt: skip
@@ -102,26 +125,32 @@ def wrong(name: str, message: str) -> Refusal:
     return Refusal(400, message, name[:50])
 
 
-def prompts_of(value: Any, tokenizer: Tokenizer) -> tuple[tuple[tuple[int, ...], ...], tuple[str, ...]]:
-    """A string, a list of strings, token ids or a list of those -> ids and texts. An empty prompt begins a
-    new document, and shows as nothing."""
+def prompts_of(
+    value: Any, tokenizer: Tokenizer, echo: bool, most: int
+) -> tuple[tuple[tuple[int, ...], ...], tuple[str, ...]]:
+    """A string, a list of strings, token ids or a list of those -> ids and, for echo, texts. An empty prompt
+    begins a new document, and shows as nothing."""
     value = "" if value is None else value
     if isinstance(value, str) or (isinstance(value, list) and value and all(type(v) is int for v in value)):
         value = [value]
     if not isinstance(value, list) or not value:
         raise wrong("prompt", "prompt is a string, a list of strings, or token ids.")
+    if len(value) > most:
+        raise wrong("prompt", f"{len(value):,} prompts: at most {most} texts a request.")
     ids, shown = [], []
     for one in value:
         if isinstance(one, str):
             try:
                 encoded = tokenizer.encode(one).tolist()
-            except (UserError, UnicodeError) as error:
+            except (UserError, ValueError) as error:
                 raise wrong("prompt", f"prompt: {error}"[:300]) from None
         elif isinstance(one, list) and all(type(v) is int and 0 <= v < tokenizer.vocab_size for v in one):
             encoded = one
         else:
             raise wrong("prompt", f"prompt: token ids are whole numbers below {tokenizer.vocab_size:,}.")
-        shown.append(one if isinstance(one, str) else tokenizer.decode(encoded))
+        shown.append(one if isinstance(one, str) else tokenizer.decode(encoded) if echo else "")
+        if sum(map(len, shown)) > MOST_SHOWN:
+            raise wrong("prompt", f"echo: the prompts have over {MOST_SHOWN:,} characters.")
         ids.append(tuple(encoded) or (tokenizer.eot,))
     return tuple(ids), tuple(shown)
 

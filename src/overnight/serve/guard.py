@@ -9,7 +9,6 @@ import asyncio
 import hmac
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from dataclasses import dataclass, field
-from http.cookies import CookieError, SimpleCookie
 from typing import Any
 from urllib.parse import parse_qs, quote
 
@@ -26,6 +25,7 @@ App = Callable[[Message, Receive, Send], Awaitable[None]]
 LARGEST_BODY = 262_144  # bytes
 BODY_WITHIN = 10.0  # seconds
 MOST_REQUESTS = 256  # being answered at a time
+PIECE = 32_768  # bytes of an answer that are handed on at a time
 COOKIE = "overnight_token"
 LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
 POLICY = (
@@ -54,12 +54,16 @@ class Guard:
     token: str = ""
     open: int = field(default=0, init=False)
 
+    def __post_init__(self) -> None:
+        self.cookie = hmac.digest(self.token.encode(), COOKIE.encode(), "sha256").hex()
+        """What a browser keeps in place of the token: whatever the token is, it needs no quotes."""
+
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             if scope["type"] == "lifespan":
                 await self.app(scope, receive, send)
             return  # no websockets here
-        send = with_headers(send)
+        send = with_headers(in_pieces(send))
         self.open += 1
         try:
             self.check(scope)
@@ -67,7 +71,8 @@ class Guard:
                 await redirect(scope, receive, send)
                 return
             body = await self.body(scope, receive)
-            await self.app(scope, replay(body, receive), send)
+            if body is not None:
+                await self.app(scope, replay(body, receive), send)
         except Refusal as refusal:
             await refusal.response()(scope, receive, send)
         except asyncio.CancelledError:
@@ -85,6 +90,8 @@ class Guard:
         origin = headers.get("origin")
         if origin is not None and origin.lower() not in (f"http://{host}", f"https://{host}"):
             raise Refusal(403, "Pages of other sites may not use this server.", code="wrong_origin")
+        if foreign(headers):
+            raise Refusal(403, "Pages of other sites may not use this server.", code="wrong_site")
         if scope["method"] not in ("GET", "HEAD", "POST"):
             raise Refusal(405, "GET and POST only.", code="wrong_method")
         if scope["method"] == "POST":
@@ -100,26 +107,21 @@ class Guard:
         """Whether the request has the token: as a bearer, in our cookie or, once, in the address."""
         bearer = headers.get("authorization", "")
         told = [bearer[7:]] if bearer[:7].lower() == "bearer " else []
-        try:
-            cookie = SimpleCookie(headers.get("cookie", "")).get(COOKIE)
-        except CookieError:
-            cookie = None
-        told += [cookie.value] if cookie else []
-        told += parse_qs(scope["query_string"].decode("latin-1")).get("token", [])
+        pairs = [(one, self.token) for one in [*told, *in_address(scope)]]
+        pairs += [(one, self.cookie) for one in in_cookies(headers)]
         # Each in constant time, so that answers tell nothing of how much of a guess was right.
-        return sum(hmac.compare_digest(one.encode(), self.token.encode()) for one in told) > 0
+        return sum(hmac.compare_digest(one.encode(), right.encode()) for one, right in pairs) > 0
 
     def signed_in(self, scope: Message) -> RedirectResponse | None:
         """A browser that came with the token in the address keeps it in a cookie, out of sight."""
-        asked = parse_qs(scope["query_string"].decode("latin-1"))
-        if not (self.token and scope["method"] == "GET" and "token" in asked):
+        if not (self.token and scope["method"] == "GET" and in_address(scope)):
             return None
         response = RedirectResponse("/" + quote(scope["path"].lstrip("/")), 303)  # never //another.host
-        response.set_cookie(COOKIE, self.token, httponly=True, samesite="strict")
+        response.set_cookie(COOKIE, self.cookie, httponly=True, samesite="strict")
         return response
 
-    async def body(self, scope: Message, receive: Receive) -> bytes:
-        """The whole body, if it is not too large and does not take too long."""
+    async def body(self, scope: Message, receive: Receive) -> bytes | None:
+        """The whole body, if it is not too large and does not take too long; None: the client has gone."""
         too_large = Refusal(413, f"The body is larger than {LARGEST_BODY:,} bytes.", code="too_large")
         length = Headers(scope=scope).get("content-length", "0")
         if not length.isdecimal() or int(length[:18]) > LARGEST_BODY:
@@ -130,7 +132,7 @@ class Guard:
                 while True:
                     message = await receive()
                     if message["type"] == "http.disconnect":
-                        return b""
+                        return None
                     parts += message.get("body", b"")
                     if len(parts) > LARGEST_BODY:
                         raise too_large
@@ -164,6 +166,48 @@ def with_headers(send: Send) -> Send:
         await send(message)
 
     return sending
+
+
+def in_pieces(send: Send) -> Send:
+    """Hand a body on piece by piece. uvicorn waits before each while the client does not read, so that a
+    connection never holds more than two of them."""
+
+    async def sending(message: Message) -> None:
+        body = message.get("body", b"")
+        if len(body) <= PIECE:
+            await send(message)
+            return
+        view, more = memoryview(body), message.get("more_body", False)
+        for begin in range(0, len(body), PIECE):
+            last = begin + PIECE >= len(body)
+            await send({**message, "body": view[begin : begin + PIECE], "more_body": more if last else True})
+
+    return sending
+
+
+def foreign(headers: Headers) -> bool:
+    """Whether a browser says that another site's page asks. A link that the reader follows is not one.
+
+    Other sites' images and scripts send no Origin; current browsers send Sec-Fetch-Site.
+    """
+    if headers.get("sec-fetch-site") not in ("cross-site", "same-site"):
+        return False
+    return (headers.get("sec-fetch-mode"), headers.get("sec-fetch-dest")) != ("navigate", "document")
+
+
+def in_address(scope: Message) -> list[str]:
+    """The tokens of ?token=TOKEN."""
+    try:
+        return parse_qs(scope["query_string"].decode("latin-1"), max_num_fields=100).get("token", [])
+    except ValueError:
+        return []
+
+
+def in_cookies(headers: Headers) -> list[str]:
+    """The values of our cookie, of which another server at this address may have set more. In linear time:
+    http.cookies takes quadratic time on Pythons before 3.11.10, 3.12.5 (CVE-2024-7592)."""
+    cookies = (one.partition("=") for line in headers.getlist("cookie") for one in line.split(";"))
+    return [value.strip() for name, _, value in cookies if name.strip() == COOKIE]
 
 
 def hosts_of(names: Iterable[str], port: int) -> frozenset[str]:

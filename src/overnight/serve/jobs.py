@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 
 from overnight.slots import Drawn, Text
 
+MOST_UNTAKEN = 16_384  # tokens that wait for a client to read those before them
+
 Ended = str
 """Why a text ended: stop (<|endoftext|>), length, or what went wrong."""
 
@@ -23,9 +25,16 @@ class Mailbox:
         self._there, self._ended = asyncio.Event(), asyncio.Event()
         self._items: deque[tuple[int, Drawn | Ended]] = deque()
         self._listening = False
+        self.full = False
+        """Whether tokens were lost, because nobody took those before them; the texts end then."""
 
     def put(self, which: int, what: Drawn | Ended) -> None:
         """Called by the model's thread."""
+        self.full = self.full or len(self._items) >= MOST_UNTAKEN
+        if self.full:
+            self._wake(self._ended)
+            self._wake(self._there)
+            return
         self._items.append((which, what))
         if isinstance(what, Ended):
             self._wake(self._ended)
@@ -40,7 +49,7 @@ class Mailbox:
         """All that has come since; waits for the first."""
         self._there.clear()
         self._listening = True
-        if not self._items:
+        if not self._items and not self.full:
             await self._there.wait()
         self._listening = False
         return [self._items.popleft() for _ in range(len(self._items))]
@@ -79,4 +88,4 @@ class Job:
         self.mailbox.put(self.first + which, what)
 
     def wants(self, which: int) -> bool:
-        return not self.gone and which not in self.unwanted
+        return not self.gone and not self.mailbox.full and which not in self.unwanted

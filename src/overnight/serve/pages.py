@@ -18,7 +18,7 @@ class Fixed:
     """A file that does not depend on the run."""
 
     kind: str
-    content: str
+    content: bytes
     keep: bool = False
     """Whether a browser may keep it."""
 
@@ -27,11 +27,11 @@ def fixed() -> dict[str, Fixed]:
     """Path -> file. There are no others: nothing is looked up on the disk."""
     script, style = "text/javascript", "text/css"
     return {
-        PLOTLY: Fixed(script, plotly(), keep=True),
-        "/page.css": Fixed(style, asset("page.css") + own("serve.css")),
-        "/charts.js": Fixed(script, asset("charts.js")),
-        "/dashboard.js": Fixed(script, own("dashboard.js")),
-        "/playground.js": Fixed(script, own("playground.js")),
+        PLOTLY: Fixed(script, plotly().encode(), keep=True),
+        "/page.css": Fixed(style, (asset("page.css") + own("serve.css")).encode()),
+        "/charts.js": Fixed(script, asset("charts.js").encode()),
+        "/dashboard.js": Fixed(script, own("dashboard.js").encode()),
+        "/playground.js": Fixed(script, own("playground.js").encode()),
     }
 
 

@@ -14,28 +14,16 @@ import threading
 from typing import Any
 
 import uvicorn
-from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from overnight.serve import connections
 from overnight.serve.app import make_app
 from overnight.serve.batcher import Batcher
 from overnight.serve.fields import Limits
 from overnight.serve.guard import LOOPBACK, Guard, hosts_of
 from overnight.serve.live import Live
+from overnight.serve.log import bounded, unhandled
 
 GRACE = 3  # seconds for answers that are under way
-HEADERS_WITHIN = 10.0  # seconds
-
-
-class Protocol(H11Protocol):
-    """Closes a connection whose first request does not come."""
-
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(transport)
-        self.loop.call_later(HEADERS_WITHIN, self.overdue)
-
-    def overdue(self) -> None:
-        if self.cycle is None and not self.transport.is_closing():
-            self.transport.close()
 
 
 class Web(threading.Thread):
@@ -63,20 +51,22 @@ class Web(threading.Thread):
 
     async def main(self) -> None:
         self.loop, batcher = asyncio.get_running_loop(), self.batcher
+        self.loop.set_exception_handler(unhandled)
         live = Live(batcher.run) if batcher.run else None
         model = batcher.run.resolve().name if batcher.run else batcher.name
         model = model.encode("utf-8", "replace").decode()  # a folder's name need be no Unicode
         if live:
             await live.look()  # before anybody waits for it
         app = make_app(batcher, model, live, self.limits, self.stopping)
-        config = uvicorn.Config(
-            Guard(app, self.stopping, self.hosts, self.token), http=Protocol, log_level="warning",
-            access_log=False, server_header=False, ws="none", lifespan="on",
-            timeout_graceful_shutdown=GRACE, h11_max_incomplete_event_size=65_536,
-        )  # fmt: skip
-        self.server = uvicorn.Server(config)
+        guard = Guard(app, self.stopping, self.hosts, self.token)
+        most = connections.most_connections()
+        self.server = uvicorn.Server(
+            connections.config(guard, most, lifespan="on", timeout_graceful_shutdown=GRACE)
+        )
+        sweeping = asyncio.create_task(connections.sweep_often(self.server.server_state.connections))
         if not self.asked:
             await self.server.serve(sockets=[self.listening])
+        sweeping.cancel()
 
     def stop(self, sign: int, frame: Any = None) -> None:
         """Ends open streams, and then the server; asked twice, it waits for no answer."""
@@ -94,11 +84,14 @@ def serve(batcher: Batcher, listening: socket.socket, host: str, token: str, lim
     web = Web(batcher, listening, host, token, limits)
     before = {sign: signal.signal(sign, web.stop) for sign in (signal.SIGINT, signal.SIGTERM)}
     try:
-        web.start()
-        batcher.work()
+        with bounded():
+            try:
+                web.start()
+                batcher.work()
+            finally:
+                web.stop(web.asked)
+                web.join()
     finally:
-        web.stop(web.asked)
-        web.join()
         for sign, handler in before.items():
             signal.signal(sign, handler)
     if web.error:

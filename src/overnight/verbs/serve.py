@@ -17,6 +17,8 @@ from overnight.errors import DONE, UserError, refuse
 from overnight.verbs import Device, Precision
 
 TOKEN = "OVERNIGHT_TOKEN"
+SYSTEM_BUFFER = 65_536  # bytes of each direction of a connection
+BACKLOG = 32  # connections that wait to be accepted; serve/connections.py
 
 
 @dataclass(frozen=True)
@@ -26,7 +28,8 @@ class Serve:
     model: Positional[str]
     """runs/NAME (also NAME@STEP), even while it trains; hf:gpt2, hf:PATH, llmc:FILE or nanogpt:FILE."""
     host: str = "127.0.0.1"
-    """Address to listen on. Any but this machine's own asks for a token: OVERNIGHT_TOKEN, or one is made."""
+    """Address to listen on. Any but this machine's own asks for a token: OVERNIGHT_TOKEN, or one is made.
+    On 127.0.0.1, which every user of this machine reaches, OVERNIGHT_TOKEN is asked for if it is set."""
     port: int = 8000
     """0: any that is free."""
     device: Device = "auto"
@@ -76,7 +79,9 @@ def run(arguments: list[str]) -> int:
     listening = bind(wanted.host, wanted.port)
     with listening, world.connect(wanted.device) as here:
         batcher = Batcher(wanted.model, here.device, wanted.precision, wanted.tokenizer, wanted.rows)
-        token = "" if is_loopback(wanted.host) else os.environ.get(TOKEN) or secrets.token_urlsafe(24)
+        token = os.environ.get(TOKEN, "")
+        if not token and not is_loopback(listening.getsockname()[0]):
+            token = secrets.token_urlsafe(24)
         if re.search(r"[^!-~]", token):
             raise UserError(f"{TOKEN} holds more than printable ASCII: give it letters and digits.")
         limits = Limits(tokens=wanted.max_tokens, seconds=wanted.timeout)
@@ -89,11 +94,9 @@ def run(arguments: list[str]) -> int:
     return DONE
 
 
-def is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
+def is_loopback(address: str) -> bool:
+    """Whether only this machine reaches an address, as getsockname() gives it."""
+    return ipaddress.ip_address(address.partition("%")[0]).is_loopback
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -103,9 +106,12 @@ def bind(host: str, port: int) -> socket.socket:
         listening = socket.socket(family, kind, protocol)
         if os.name != "nt":  # where it would let two servers share a port
             listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        # Connections inherit these; without them, the system holds up to 10 MB for a client that never reads.
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SYSTEM_BUFFER)
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, SYSTEM_BUFFER)
         try:
             listening.bind(address)
-            listening.listen(128)
+            listening.listen(BACKLOG)
         except OSError:
             listening.close()
             raise
