@@ -217,15 +217,15 @@ def test_a_stream_is_the_text(model: Network) -> None:
     first = streamed.split("-" * 40)[0]
     visible_text = first.removeprefix("caf").removesuffix("\n")
     assert len(visible_text) > 10
-    assert not any(ord(character) < 32 and character not in "\n\t" for character in streamed)
     assert [c for c in visible_text if c.isalnum()] == [c for c in written[0] if c.isalnum()]
 
 
-def test_escape_codes_are_shown_not_obeyed() -> None:
+def test_a_stream_is_the_models_own_text() -> None:
+    """Also where that has escape codes: who shows it on a terminal makes them visible."""
     tokenizer = train_char(["".join(map(chr, range(63)))])
     escape, bell = int(tokenizer.encode("\x1b")[0]), int(tokenizer.encode("\x07")[0])
     model = rigged([escape, bell, tokenizer.eot])
-    assert "".join(stream(model, tokenizer, ["\x1b"], 5, GREEDY, seed=1)) == "\u241b\u2407\n"
+    assert "".join(stream(model, tokenizer, ["\x1b"], 5, GREEDY, seed=1)) == "\x1b\x07\n"
 
 
 @pytest.mark.parametrize("rows", [1, 2, 8, 64])

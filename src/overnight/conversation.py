@@ -10,7 +10,6 @@ from overnight.decode import Sampling
 from overnight.errors import UserError, near
 from overnight.generate import stream
 from overnight.models.networks import Network
-from overnight.visible import visible
 
 HELP = """\
 Type a prompt: the model goes on from it. \\n stands for a new line. Enter alone: another text from the same
@@ -88,7 +87,7 @@ def converse(
             continue
         try:
             if line.startswith(":"):
-                say(visible(settings.change(line)) + "\n")
+                say(settings.change(line) + "\n")
                 continue
             prompt = line.replace("\\n", "\n") or prompt
             seed = key(settings.seed, settings.texts) if settings.texts else settings.seed
@@ -96,6 +95,6 @@ def converse(
             for piece in stream(model, tokenizer, [prompt], settings.length, settings.sampling, seed):
                 say(piece)
         except UserError as error:
-            say(visible(str(error)) + "\n")
+            say(f"{error}\n")
         except KeyboardInterrupt:
             say("\n")

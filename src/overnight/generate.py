@@ -12,7 +12,6 @@ from overnight.decode import NOT_A_NUMBER, Decoder, Sampling
 from overnight.errors import Failure
 from overnight.models.networks import Network
 from overnight.packing import packed
-from overnight.visible import visible
 from overnight.world import Reading
 
 
@@ -94,16 +93,16 @@ def stream(
     model: Network, tokenizer: Tokenizer, prompts: Sequence[str], length: int, sampling: Sampling, seed: int
 ) -> Iterator[str]:
     """What to print, as it comes: the first text token by token, then the others, which were written along
-    with it. Safe for a terminal: control characters are made visible."""
+    with it. The model's own text: whoever shows it on a terminal makes it `visible`."""
     rest: list[list[int]] = [[] for _ in prompts[1:]]
     decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")  # a token may be half a character
     rows = continuations(model, tokenizer, prompts, length, sampling, seed)
-    yield visible(prompts[0])
+    yield prompts[0]
     for first, *others in rows:
         if first is not None:
-            yield visible(decoder.decode(tokenizer.decode_bytes([first])))
+            yield decoder.decode(tokenizer.decode_bytes([first]))
         for ids, token in zip(rest, others, strict=True):
             ids.extend([] if token is None else [token])
-    yield visible(decoder.decode(b"", final=True)) + "\n"
+    yield decoder.decode(b"", final=True) + "\n"
     for prompt, ids in zip(prompts[1:], rest, strict=True):
-        yield "-" * 40 + "\n" + visible(prompt + tokenizer.decode(ids)) + "\n"
+        yield "-" * 40 + "\n" + prompt + tokenizer.decode(ids) + "\n"

@@ -1,6 +1,5 @@
 """A look into a model: every tensor with its statistics, what it learnt of positions; one HTML page."""
 
-import html
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -9,6 +8,8 @@ import numpy as np
 import plotly.graph_objects as go
 import torch
 from torch import Tensor
+
+from overnight.visible import html_text
 
 CURVES = 4  # columns of the position embeddings drawn as curves
 
@@ -76,14 +77,19 @@ def page(title: str, tensors: Mapping[str, Tensor]) -> str:
         + [f"{value:.5f}" for value in (row.mean, row.deviation, row.least, row.most)]
         for row in rows
     ]
-    lines = ["<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in line) + "</tr>" for line in cells]
+    lines = ["<tr>" + "".join(f"<td>{html_text(cell)}</td>" for cell in line) + "</tr>" for line in cells]
     return PAGE.format(
-        title=html.escape(title),
+        title=html_text(title),
         total=f"{sum(row.numbers for row in rows):,}",
         count=len(rows),
         positions=pictures(tensors["wpe.weight"]) if "wpe.weight" in tensors else "",
         rows="\n".join(lines),
     )
+
+
+def is_page(content: bytes) -> bool:
+    """Whether a file that begins so is such a page, which the next may replace."""
+    return content.startswith(PAGE[:15].encode()) and b" tensors.</p>" in content[:10_000]
 
 
 def pictures(positions: Tensor) -> str:

@@ -1,10 +1,11 @@
 """The ladder as a page: this machine's steps beside the lecture's. Takes what `ladder.json` holds."""
 
-import html
 from typing import Any
 
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
+
+from overnight.visible import html_text
 
 TITLE = "Speed ladder"
 PAGE = """<!doctype html>
@@ -29,10 +30,15 @@ def page(climbed: dict[str, Any]) -> str:
     missing = [f"{rung['name']} ({rung['reason']})" for rung in climbed["rungs"] if rung["reason"]]
     return PAGE.format(
         title=TITLE,
-        setting=html.escape(setting(climbed)),
+        setting=html_text(setting(climbed)),
         chart=chart(climbed["rungs"]).to_html(full_html=False, include_plotlyjs=True, default_height="36rem"),
-        missing=html.escape(f" Not measured: {'; '.join(missing)}." if missing else ""),
+        missing=html_text(f" Not measured: {'; '.join(missing)}." if missing else ""),
     )
+
+
+def is_page(content: bytes) -> bool:
+    """Whether a file that begins so is such a page, which the next may replace."""
+    return f"<title>{TITLE}</title>".encode() in content[:1000]
 
 
 def setting(climbed: dict[str, Any]) -> str:

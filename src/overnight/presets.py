@@ -281,3 +281,8 @@ PRESETS: dict[str, Callable[[], Config]] = {
         modern_124m,
     )
 }
+
+
+def usual_lr(preset: str, lr: float) -> float:
+    """A learning rate to try where `lr` was too high: half of it, or the preset's own if that is lower."""
+    return min(lr / 2, PRESETS[preset]().optim.lr if preset in PRESETS else OptimConfig.lr)

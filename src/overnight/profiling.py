@@ -9,6 +9,7 @@ elementwise, but for the products and attention that it calls.
 import json
 import os
 import re
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
@@ -17,6 +18,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.profiler import ProfilerActivity, profile, schedule
+
+from overnight.files import aside, read_bytes, reason
 
 if TYPE_CHECKING:
     from overnight.journal import Journal
@@ -159,17 +162,19 @@ def table(found: Spent) -> Iterator[str]:
 
 
 def write_trace(profiler: profile, path: Path) -> list[dict[str, Any]]:
-    """Write what was seen as a Chrome trace; its events."""
-    aside = path.with_name(f".{path.name}")  # a full disk leaves no half of one
+    """Write what was seen as a Chrome trace; its events. torch opens files by name, through whatever links a
+    stranger has put there, and leaves halves of them on a full disk: it gets a new folder to itself."""
+    folder = aside(path)
+    folder.mkdir(mode=0o700)
     try:
-        profiler.export_chrome_trace(str(aside))
-        if not aside.exists():  # torch does not tell
+        trace = folder / path.name
+        profiler.export_chrome_trace(str(trace))
+        if not trace.exists():  # torch does not tell
             raise OSError("torch could not write the trace; is the disk full?")
-        events = json.loads(aside.read_text())["traceEvents"]
-        os.replace(aside, path)
+        events = json.loads(read_bytes(trace, most=1 << 40))["traceEvents"]
+        os.replace(trace, path)
     finally:
-        for leftover in (aside, aside.with_name(f"{aside.name}.tmp")):  # its own, before it renames it
-            leftover.unlink(missing_ok=True)
+        shutil.rmtree(folder, ignore_errors=True)
     return events
 
 
@@ -209,7 +214,7 @@ class Profile:
         try:
             found = spent(write_trace(profiler, self.trace))
         except (OSError, RuntimeError, ValueError) as error:  # a full disk costs the profile, not the run
-            self.journal.say(f"{self.trace}: the profile could not be written: {error}")
+            self.journal.say(f"{self.trace}: the profile could not be written: {reason(error)}.")
             return
         detail = {"steps": found.steps, "step_ms": found.step_ms, "ms": found.kinds, "longest": found.longest}
         self.journal.event(self.at, "profile", detail)

@@ -7,6 +7,7 @@ the run's folder; W&B sends nothing unless WANDB_MODE=online says so.
 import hashlib
 import importlib.util
 import os
+import secrets
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from datetime import datetime
@@ -15,6 +16,8 @@ from typing import Any, Protocol
 
 from overnight.config import Config
 from overnight.errors import UserError
+from overnight.files import reason, subfolder
+from overnight.visible import one_line
 
 Record = dict[str, Any]
 HEAD = ("kind", "step", "time", "tokens")
@@ -33,7 +36,12 @@ class TensorBoard:
     def __init__(self, config: Config, run: Path, first: int):
         from torch.utils.tensorboard import SummaryWriter
 
-        self.writer = SummaryWriter(str(run / "tensorboard"), purge_step=first + 1 if first else None)
+        # A name that nobody can foresee: the writer follows whatever link has it already.
+        self.writer = SummaryWriter(
+            str(subfolder(run, "tensorboard")),
+            purge_step=first + 1 if first else None,
+            filename_suffix=f".{secrets.token_hex(8)}",
+        )
 
     def write(self, record: Record) -> None:
         step, at = record["step"], datetime.fromisoformat(record["time"]).timestamp()
@@ -56,6 +64,7 @@ class Wandb:
     def __init__(self, config: Config, run: Path, first: int):
         import wandb
 
+        subfolder(run, "wandb")
         self.run = wandb.init(
             dir=str(run),
             project=os.environ.get("WANDB_PROJECT", "overnight"),
@@ -64,7 +73,9 @@ class Wandb:
             resume="allow",
             mode=os.environ.get("WANDB_MODE", "offline"),  # type: ignore[arg-type]
             config=asdict(config),
-            settings=wandb.Settings(console="off", silent=True),
+            settings=wandb.Settings(
+                console="off", silent=True, use_dot_wandb=False, x_sync_dir_suffix=secrets.token_hex(8)
+            ),
         )
         self.run.define_metric("step")
         self.run.define_metric("*", step_metric="step")
@@ -127,4 +138,5 @@ class Trackers:
 
     def _drop(self, name: str, error: Exception) -> None:
         self._open.pop(name, None)
-        self._say(f"{name} is told nothing more, training goes on: {type(error).__name__}: {error}"[:300])
+        why = reason(error) if isinstance(error, OSError) else f"{type(error).__name__}: {error}"
+        self._say(f"{name} is told nothing more, training goes on: {one_line(why)}"[:300])

@@ -1,5 +1,6 @@
 """Text from files, folders and models, made harmless for a terminal, a page and a shell."""
 
+import html
 import re
 import shlex
 
@@ -24,10 +25,22 @@ def one_line(text: str) -> str:
 
 def shell_word(word: str) -> str:
     """`word` as a shell reads it back, on one line: in quotes where it needs them, and as $'...' (bash, zsh)
-    where it contains what does not print. A byte of a name that is not Unicode stays that byte."""
-    if word.isprintable():
+    where it contains what does not print. A byte of a name that is not Unicode stays that byte. `one_line`
+    returns the result unchanged, so it may be part of any message."""
+    if word.isprintable() and "  " not in word:
         return shlex.quote(word)
-    return "$'" + "".join(map(_escaped, word)) + "'"
+    return "$'" + "".join(map(_escaped, word)).replace("  ", r" \x20") + "'"
+
+
+def as_argument(path: object) -> str:
+    """A path that no program takes for an option: ./-x for a file called -x."""
+    text = str(path)
+    return f"./{text}" if text.startswith("-") else text
+
+
+def shell_path(path: object) -> str:
+    """A path as a word of a command line."""
+    return shell_word(as_argument(path))
 
 
 def shell_line(*words: object) -> str:
@@ -43,3 +56,8 @@ def _escaped(letter: str) -> str:
     if re.match("[\udc80-\udcff]", letter):  # how Python writes a byte that is not UTF-8
         return f"\\x{ord(letter) - 0xDC00:02x}"
     return f"\\u{ord(letter):04x}" if ord(letter) < 0x10000 else f"\\U{ord(letter):08x}"
+
+
+def html_text(value: object) -> str:
+    """Anything as text in HTML, and only as text; a lone surrogate (of a name that is no Unicode) as "?"."""
+    return html.escape(visible(str(value)).encode("utf-8", "replace").decode())

@@ -34,11 +34,12 @@ def loss_at(step: int) -> float:
 
 
 class Night:
-    """The lines of a run's records.jsonl, `clock` being the time of the next."""
+    """The lines of a run's records.jsonl; `clock` and `elapsed` are the wall time of the next, and the
+    seconds that its process has trained."""
 
     def __init__(self, batch_tokens: int = 524_288):
         self.lines: list[str] = []
-        self.batch_tokens, self.clock = batch_tokens, BEGAN
+        self.batch_tokens, self.clock, self.elapsed = batch_tokens, BEGAN, 0.0
         self.draw = random.Random(1)
 
     def record(self, kind: str, step: int, **values: Any) -> None:
@@ -47,10 +48,12 @@ class Night:
         self.lines.append(json.dumps(head | values))
 
     def event(self, step: int, name: str, **detail: Any) -> None:
-        self.record("event", step, name=name, detail=detail)
+        self.elapsed = 0.0 if name in ("start", "resume") else self.elapsed
+        self.record("event", step, name=name, detail=detail, elapsed=round(self.elapsed, 3))
 
     def wait(self, seconds: float) -> None:
         self.clock += timedelta(seconds=seconds)
+        self.elapsed += seconds
 
     def train(self, step: int, loss: float | None = None, seconds: float = 0.3) -> None:
         self.wait(seconds)

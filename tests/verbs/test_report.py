@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from tests.conftest import Outcome
 
-from overnight.report import facts
+from overnight.report.again import option
 from overnight.visible import shell_word
 
 Cli = Callable[..., Outcome]
@@ -70,7 +70,7 @@ def test_its_command_keeps_what_was_asked_for_and_quotes_it(
     monkeypatch.chdir(tmp_path)
     prompt = "-the night'\n\tis"
     options = ["--micro-batch=2", "--precision=fp32", "--compile=off"]
-    assert facts.option("sample.prompt", prompt) == "--sample.prompt=$'-the night\\'\\u000a\\u0009is'"
+    assert option("sample.prompt", prompt) == [f"--sample.prompt={prompt}"]
     shown = subprocess.run(
         ["bash", "-c", f"printf %s {shell_word(prompt)}"], capture_output=True, text=True, check=True
     )

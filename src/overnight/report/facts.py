@@ -2,6 +2,7 @@
 
 import contextlib
 import math
+import time
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,10 +16,10 @@ from overnight.config import Config
 from overnight.data.manifest import MANIFEST, Data
 from overnight.errors import UserError
 from overnight.evals.yardstick import xz_bits_per_byte
-from overnight.files import read_json
+from overnight.files import read_json, reason
 from overnight.presets import PRESETS
 from overnight.report.history import History
-from overnight.visible import shell_word
+from overnight.visible import one_line
 
 QUIET = 120.0  # seconds without a record after which a run counts as ended, where its lock tells nothing
 XZ_MOST = 1 << 20  # tokens that xz is given
@@ -42,7 +43,7 @@ class Run:
 
     @property
     def name(self) -> str:
-        return self.label or self.path.resolve().name
+        return one_line(self.label or self.path.resolve().name)[:200]
 
     @property
     def preset(self) -> str:
@@ -67,6 +68,14 @@ class Run:
         return self.history.val.last("loss")
 
     @property
+    def vocabulary(self) -> int:
+        """The tokens that a text may have; 0 where nobody knows."""
+        if self.data:
+            return self.data.tokenizer.vocab_size
+        rows = self.config.model.vocab_size if self.config else 0
+        return rows if isinstance(rows, int) else 0
+
+    @property
     def parameters(self) -> int | None:
         sized = self.config and isinstance(self.config.model.vocab_size, int)
         return plan.parameters(self.config.model) if self.config and sized else None
@@ -80,8 +89,11 @@ class Run:
 
     @property
     def machine(self) -> str:
-        """What it trained on."""
-        ranks = self.history.sessions[-1].ranks if self.history.sessions else 1
+        """What it trained on, on a line."""
+        return one_line(self._machine())[:300]
+
+    def _machine(self) -> str:
+        ranks = self.history.session.ranks if self.history.session else 1
         if self.cards:
             return f"{ranks} x {self.cards[0]}"
         cpu, threads = self.environment.get("cpu"), self.environment.get("threads")
@@ -114,17 +126,24 @@ class Run:
             return "stopped"
         if last == "gave_up":
             return "gave up"
-        age = (now or datetime.now(UTC)) - self.history.last_time if self.history.last_time else None
-        recent = age is not None and abs(age.total_seconds()) < QUIET
-        return "training" if recent and held is None else "silent"
+        return "training" if held is None and self.recently(now) else "silent"
+
+    def recently(self, now: datetime | None = None) -> bool:
+        """Whether something was recorded within the last QUIET seconds. A run that is followed shows it by
+        growing; else wall clocks are compared: what is far in the future is no more recent than what is old.
+        """
+        grew, last = self.history.grew_at, self.history.last_time
+        if grew is not None and time.monotonic() - grew < QUIET:
+            return True
+        return last is not None and abs(((now or datetime.now(UTC)) - last).total_seconds()) < QUIET
 
     def seconds_left(self) -> float | None:
         """Of a run that goes on at the pace it has had, evaluations and all."""
         history = self.history
-        if not history.step or not history.sessions or history.step >= self.steps:
+        if not history.step or not history.session or history.step >= self.steps:
             return None
-        newest = history.sessions[-1]
-        first = int(np.searchsorted(history.train["hours"], newest.hours_before, side="right"))
+        before = history.session.hours_before
+        first = int(np.searchsorted(history.train["hours"], before, side="right"))
         steps, hours = history.train["step"][first:], history.train["hours"][first:]
         if len(steps) < 2 or hours[-1] <= hours[0] or steps[-1] <= steps[0]:
             return None
@@ -143,26 +162,6 @@ class Run:
             if theirs[name] != value and name not in self.auto
         }
 
-    def command(self) -> str:
-        """The `overnight train` that begins such a run from nothing, beside this one."""
-        if self.config is None or self.preset not in PRESETS:
-            return ""
-        values = {name: now for name, (_, now) in self.changed().items()}
-        values["run"] = f"{self.config.run}-again"
-        options = [option(name, value) for name, value in values.items()]
-        return " ".join(["overnight train", self.preset, *options])
-
-
-def option(name: str, value: Any) -> str:
-    """--name value, as the command line takes it."""
-    dashed = name.replace("_", "-")
-    if isinstance(value, bool):
-        section, _, last = dashed.rpartition(".")
-        return f"--{section + '.' if section else ''}{'' if value else 'no-'}{last}"
-    if isinstance(value, tuple):
-        return f"--{dashed} {' '.join(map(str, value))}"
-    return f"--{dashed}{'=' if str(value).startswith('-') else ' '}{shell_word(str(value))}"
-
 
 def open_run(name: str) -> Run:
     """The run that is called `name` (runs.py). Raises UserError where there is none."""
@@ -178,7 +177,7 @@ def refresh(run: Run) -> Run:
     try:
         run.history = run.history.update()
     except OSError as error:
-        run.problems.append(f"{run.path / records.FILE} cannot be read: {error.strerror}.")
+        run.problems.append(f"{run.path / records.FILE} cannot be read: {reason(error)}.")
     try:
         run.config, run.extra = runs.read_config(run.path)
     except UserError as error:
@@ -244,6 +243,8 @@ TROUBLE = {
     "gone_back": ("return to an earlier checkpoint", "returns to an earlier checkpoint"),
     "save_failed": ("save that failed", "saves that failed"),
     "unusual_loss": ("validation outside its recipe's band", "validations outside their recipe's band"),
+    "preempted": ("preemption", "preemptions"),
+    "interrupted": ("interruption", "interruptions"),
     "resume": ("resume", "resumes"),
 }
 

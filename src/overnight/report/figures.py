@@ -9,14 +9,16 @@ tokens and hours, and the page shows the one that the reader chose. Colours of i
 import html
 import math
 from collections.abc import Iterator, Sequence
+from itertools import islice
 from typing import Any
 
 import numpy as np
 
 from overnight.evals import reference
 from overnight.report.facts import Run
-from overnight.report.history import Columns
+from overnight.report.history import Columns, number
 from overnight.report.thin import smooth, thin
+from overnight.visible import one_line
 
 Figure = dict[str, Any]
 Trace = dict[str, Any]
@@ -32,6 +34,7 @@ MARKS = {
     "nonfinite": ("not finite", "x", COLOURS[6]),
     "spike": ("spike", "triangle-up", COLOURS[1]),
 }
+MARKED = 1000  # events of a kind, more than a screen can show apart
 FIRST = 0.05  # of a run: its steep beginning, which the loss's first view leaves out
 TITLES = {
     "loss": "Loss, nats per token",
@@ -172,6 +175,7 @@ def marks(compared: Sequence[Run]) -> Iterator[Trace]:
     for kind, (name, symbol, colour) in MARKS.items():
         for run, own in zip(compared, colours(compared), strict=True):
             events = run.history.events_named(kind)
+            events = events[:: -(-len(events) // MARKED)] if events else events
             if not events or (kind == "checkpoint" and not alone):
                 continue
             told = [html.escape(f"step {event['step']:,}: {name}{detail_of(event)}") for event in events]
@@ -196,9 +200,8 @@ def rows_of(strip: list[Trace]) -> list[str]:
 
 def detail_of(event: dict[str, Any]) -> str:
     """What an event says of itself that is worth a hover: numbers and short words."""
-    told = [
-        f"{name} {value:.4g}" for name, value in event["detail"].items() if isinstance(value, int | float)
-    ]
+    numbers = ((name, number(value)) for name, value in islice(event["detail"].items(), 20))
+    told = [f"{one_line(name[:50])} {value:.4g}" for name, value in numbers if not math.isnan(value)]
     return f" ({', '.join(told[:3])})" if told else ""
 
 
@@ -210,7 +213,7 @@ def hellaswag(compared: Sequence[Run]) -> Figure:
         if len(asked):
             own = "acc_norm" if len(compared) == 1 else run.name
             traces.append(curve(asked, asked["acc_norm"], own, colour, mode="lines+markers"))
-            styles |= {run.history.styles[-1]} if asked["items"][-1] == reference.HELLASWAG_ITEMS else {""}
+            styles |= {run.history.style} if asked["items"][-1] == reference.HELLASWAG_ITEMS else {""}
     only = styles.pop() if len(styles) == 1 else ""
     return {"data": traces, "layout": base(list(reference.HELLASWAG.get(only, ())), {})}
 

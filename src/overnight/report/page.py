@@ -15,9 +15,14 @@ from overnight.report.figures import TITLES, Figure, figures
 from overnight.report.parts import Section, sections, text
 from overnight.report.summary import Costs
 
-GENERATOR = "overnight report"  # by which a file is known to be ours to overwrite
+GENERATOR = "overnight report"  # by which `is_report` knows a file of ours
 SKIP = '<a class="skip" href="#charts">To the curves</a>'
 AXES = {"steps": "steps", "tokens": "tokens", "hours": "time"}
+
+
+def is_report(content: bytes) -> bool:
+    """Whether a file that begins so is a report, which the next may replace."""
+    return f'content="{GENERATOR}"'.encode() in content[:1000]
 
 
 def page(compared: Sequence[Run], costs: Costs | None = None) -> str:

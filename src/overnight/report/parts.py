@@ -3,24 +3,22 @@
 Every text that comes from data, samples, prompts, names or configs goes through `text`.
 """
 
-import html
-import json
 import math
-import shlex
 from collections.abc import Sequence
+from itertools import islice
 from typing import Any
 
-from overnight import runs
 from overnight.checks import fields_of
-from overnight.data import SHARD_TOKENS
-from overnight.report import facts
+from overnight.report import again, facts
 from overnight.report.crossing import crossings
 from overnight.report.facts import Run
 from overnight.report.summary import Costs, digits, numbers, particulars, summary
 from overnight.terminal import count
-from overnight.visible import visible
+from overnight.visible import html_text
 
 MARKS = {"good": "✓", "plain": "·", "warning": "!", "bad": "✗"}  # colour alone tells nothing
+LONGEST = 10_000  # characters of a text
+MOST = 1_000  # rows of a table, samples
 SAMPLED = 10  # steps whose samples are shown at once; the others are a click away
 
 Section = tuple[str, str]
@@ -42,7 +40,7 @@ def sections(compared: Sequence[Run], costs: Costs | None = None) -> dict[str, S
     parts["events"] = ("Events", named(compared, [events(run) for run in compared]))
     parts["validations"] = ("Validations", named(compared, [validations(run) for run in compared]))
     parts["config"] = ("Config", named(compared, [config(run) for run in compared]))
-    parts["again"] = ("Run it again", named(compared, [again(run) for run in compared]))
+    parts["again"] = ("Run it again", named(compared, [commands(run) for run in compared]))
     return parts
 
 
@@ -116,21 +114,29 @@ def table(rows: list[tuple[str, str]]) -> str:
 def samples(run: Run) -> str:
     """What the model wrote, prompt by prompt, from its first steps to its last."""
     prompts: dict[str, dict[int, list[str]]] = {}
-    for record in run.history.samples:
+    kept = run.history.samples
+    for record in kept:
         prompts.setdefault(record["prompt"], {}).setdefault(record["step"], []).append(record["text"])
-    parts = []
+    parts, room = list[str](), MOST
     for prompt, written in prompts.items():
         steps = list(written)
-        shown = spread(steps, SAMPLED)
+        shown = spread(steps, SAMPLED)[: max(0, room)]
         told = f"Prompt: <code>{text(prompt)}</code>" if prompt.strip() else "A new document"
-        parts.append(
-            f'<p class="soft">{told}</p>' + "".join(sample(step, prompt, written[step][:1]) for step in shown)
-        )
-        rest = [(step, texts[1:] if step in shown else texts) for step, texts in written.items()]
-        hidden = [sample(step, prompt, texts) for step, texts in rest if texts]
+        parts += [f'<p class="soft">{told}</p>'] if shown else []
+        parts += [sample(step, prompt, written[step][:1]) for step in shown]
+        room -= len(shown)
+        rest = ((step, one) for step, texts in written.items() for one in texts[step in shown :])
+        hidden = [sample(step, prompt, [one]) for step, one in islice(rest, max(0, room))]
+        room -= len(hidden)
         if hidden:
             parts.append(f"<details><summary>All others ({len(hidden)})</summary>{''.join(hidden)}</details>")
-    return "".join(parts)
+    left_out = kept.left_out + len(kept) - (MOST - room)
+    return "".join(parts) + missing(left_out, "more samples")
+
+
+def missing(left_out: int, what: str) -> str:
+    """A line on what is not shown, so that nobody takes a page for all there is."""
+    return f'<p class="soft">{left_out:,} {what} are left out here.</p>' if left_out > 0 else ""
 
 
 def sample(step: int, prompt: str, texts: list[str]) -> str:
@@ -149,40 +155,41 @@ def spread(steps: list[int], most: int) -> list[int]:
 
 def events(run: Run) -> str:
     """All that happened, but for checkpoints that were saved."""
+    kept = run.history.events
+    happened = [event for event in kept if event["name"] != "checkpoint"]
     rows = [
         f'<tr><td class="number">{event["step"]:,}</td><td>{text(event.get("time", ""))}</td>'
-        f"<td>{text(event['name'])}</td><td>{text(detail(event['detail']))}</td></tr>"
-        for event in run.history.events
-        if event["name"] != "checkpoint"
+        f"<td>{text(event['name'])}</td><td>{text(again.detail(event['detail']))}</td></tr>"
+        for event in happened[-MOST:]
     ]
-    return details(rows, ("step", "time (UTC)", "event", "detail"), "events")
-
-
-def detail(value: dict[str, Any]) -> str:
-    return ", ".join(
-        f"{name}: {json.dumps(one, ensure_ascii=False)}" for name, one in value.items() if one != {}
-    )
+    left_out = kept.left_out + len(happened) - len(rows)
+    return details(rows, ("step", "time (UTC)", "event", "detail"), "events", left_out)
 
 
 def validations(run: Run) -> str:
     """Every validation in numbers, for those who do not see the curves."""
     val = run.history.val
-    columns = [val[name].tolist() for name in ("step", "tokens", "loss", "bits_per_byte", "val_tokens")]
+    columns = [
+        val[name][-MOST:].tolist() for name in ("step", "tokens", "loss", "bits_per_byte", "val_tokens")
+    ]
     rows = [
         f'<tr><td class="number">{step:,.0f}</td><td class="number">{count(tokens)}</td>'
         f'<td class="number">{digits(loss)}</td><td class="number">{digits(bits)}</td>'
         f'<td class="number">{predicted:,.0f}</td></tr>'
         for step, tokens, loss, bits, predicted in zip(*columns, strict=True)
     ]
-    return details(rows, ("step", "tokens", "loss", "bits per byte", "of tokens"), "validations")
+    names = ("step", "tokens", "loss", "bits per byte", "of tokens")
+    return details(rows, names, "validations", len(val) - len(rows))
 
 
-def details(rows: list[str], names: tuple[str, ...], what: str) -> str:
+def details(rows: list[str], names: tuple[str, ...], what: str, left_out: int) -> str:
+    """A table that a click opens: the newest rows, and how many others there are."""
     if not rows:
         return ""
     head = "".join(f'<th scope="col">{name}</th>' for name in names)
     body = f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
-    return f'<details><summary>{len(rows):,} {what}</summary><div class="scroll">{body}</div></details>'
+    scroll = f'{missing(left_out, f"earlier {what}")}<div class="scroll">{body}</div>'
+    return f"<details><summary>{len(rows):,} {what}</summary>{scroll}</details>"
 
 
 def config(run: Run) -> str:
@@ -201,35 +208,14 @@ def config(run: Run) -> str:
     return f"{named}<details><summary>All fields</summary><table><tbody>{body}</tbody></table></details>"
 
 
-def again(run: Run) -> str:
-    """The commands that make such a run anew."""
-    if not run.command() or not run.config:
-        return ""
-    commit = str(run.environment.get("git") or "")
-    lines = [shlex.join(["git", "checkout", commit.removesuffix("-dirty")])] if commit else []
-    if commit.endswith("-dirty"):
-        lines[0] += "    # its files were changed when the run began"
-    if run.data:
-        lines.append(prepare(run, run.data.manifest.request, run.config.data))
-    changes = [event["detail"].get("changes") for event in run.history.events_named("resume")]
-    if any(changes):
-        told = {name: change for one in changes if isinstance(one, dict) for name, change in one.items()}
-        lines.append(f"# This run changed on its way, which the command below does not: {detail(told)}")
-    lines += [run.command(), shlex.join(["overnight", "report", f"{run.path}-again"])]
-    return f"<pre>{text(chr(10).join(lines))}</pre>"
-
-
-def prepare(run: Run, request: dict[str, Any], out: str) -> str:
-    """The `overnight prepare` that makes the run's data."""
-    source = str(request.get("source")).partition(" of Python ")[0]
-    tokenizer, shard = str(request.get("tokenizer")), request.get("shard_tokens")
-    if tokenizer not in ("gpt2", "char") and not tokenizer.startswith("bpe:"):  # it was a file
-        tokenizer = str(run.path / runs.TOKENIZER)
-    words = ["overnight", "prepare", source, "--tokenizer", tokenizer, "--out", out]
-    return shlex.join([*words, *([] if shard == SHARD_TOKENS else ["--shard-tokens", str(shard)])])
+def commands(run: Run) -> str:
+    """The commands that make such a run anew, whole: a part of one could be another command."""
+    lines = again.lines(run)
+    return f"<pre>{html_text(chr(10).join(lines))}</pre>" if lines else ""
 
 
 def text(value: Any) -> str:
-    """Anything as text in HTML, and only as text; control characters made visible, and of a name that is no
-    Unicode what can be."""
-    return html.escape(visible(str(value)).encode("utf-8", "replace").decode())
+    """Anything as text in HTML, and only as text, cut where it is longer than anybody reads."""
+    whole = str(value)
+    left_out = len(whole) - LONGEST
+    return html_text(f"{whole[:LONGEST]} ... ({left_out:,} characters left out)" if left_out > 0 else whole)

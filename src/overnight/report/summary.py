@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from overnight.records import finite
-from overnight.report import facts
+from overnight.report import again, facts
 from overnight.report.crossing import crossings
 from overnight.report.facts import Run, steadily
 from overnight.report.verdict import verdict
@@ -46,7 +46,7 @@ def summary(run: Run, costs: Costs | None = None, now: datetime | None = None) -
         "best_loss": float(val["loss"][best]) if best is not None else None,
         "best_step": int(val["step"][best]) if best is not None else None,
         "train_loss": history.train.last("loss"),
-        "hellaswag": swag and swag | {"items": whole(asked.last("items")), "style": history.styles[-1]},
+        "hellaswag": swag and swag | {"items": whole(asked.last("items")), "style": history.style},
         "hours": history.hours,
         "seconds_left": run.seconds_left(),
         "tokens_per_second": steadily(history.train["tokens_per_second"]),
@@ -55,7 +55,7 @@ def summary(run: Run, costs: Costs | None = None, now: datetime | None = None) -
         "cost": paid * costs.price if costs.price else None,
         "machine": run.machine,
         "preset": run.preset or None,
-        "command": run.command() or None,
+        "command": again.command(run),
         "parameters": run.parameters,
         "data": data and {
             "folder": str(data.folder), "source": data.manifest.source,

@@ -14,10 +14,14 @@ import numpy as np
 
 from overnight.data.manifest import Data
 from overnight.evals import reference
+from overnight.presets import usual_lr
 from overnight.report.facts import Run, steadily, trouble
 from overnight.terminal import count, duration
+from overnight.visible import one_line, shell_path
 
 ROSE = 0.01  # nats above its best at which a validation loss has risen
+DEAD = 10  # updates in a row without any gradient
+FAR_ABOVE = 1.0  # nats above guessing evenly; a model that has learnt nothing yet is up to half of one above
 
 Tone = Literal["good", "plain", "warning", "bad"]
 
@@ -30,7 +34,8 @@ class Sentence:
 
 def verdict(run: Run, now: datetime | None = None) -> list[Sentence]:
     """What one should know of a run in the morning."""
-    return [*results(run), *standing(run, now or datetime.now(UTC)), *warnings(run)]
+    now = now or datetime.now(UTC)
+    return [*results(run), *health(run), *standing(run, now), *warnings(run, now)]
 
 
 def results(run: Run) -> Iterator[Sentence]:
@@ -61,6 +66,39 @@ def results(run: Run) -> Iterator[Sentence]:
         yield hellaswag(run)
 
 
+def health(run: Run) -> Iterator[Sentence]:
+    """Whether the model still learns, and whether it has learnt anything."""
+    history, remedy = run.history, "Start a new run with a lower learning rate"
+    if run.config:
+        remedy += f": --optim.lr {usual_lr(run.preset, run.config.optim.lr):g}"
+    if dead := dead_updates(history.train["grad_norm"]):
+        first = history.train["step"][-dead]
+        yield Sentence(
+            "bad",
+            f"The gradient has been exactly 0 since step {first:,.0f} ({dead:,} updates): the model does not "
+            f"learn any more, its activations are dead or have overflowed. {remedy}.",
+        )
+    loss, which = (run.loss, "validation") if len(history.val) else (recent_loss(run), "training")
+    if (ids := run.vocabulary) and loss > math.log(ids) + FAR_ABOVE:
+        yield Sentence(
+            "bad",
+            f"A {which} loss of {loss:,.4g} is far above {math.log(ids):.4f}, which guessing evenly among "
+            f"{ids:,} tokens would lose: the weights have diverged. {remedy}.",
+        )
+
+
+def dead_updates(norms: np.ndarray) -> int:
+    """How many updates at the end have had a gradient of exactly 0; 0 where so few say nothing."""
+    alive = np.flatnonzero(norms != 0)
+    dead = len(norms) - (int(alive[-1]) + 1 if len(alive) else 0)
+    return dead if dead >= DEAD or dead == len(norms) else 0
+
+
+def recent_loss(run: Run) -> float:
+    """The training loss of the last updates, whatever one of them may have had."""
+    return steadily(run.history.train["loss"][-DEAD:])
+
+
 def yardsticks(run: Run, data: Data) -> str:
     """What a loss on a text of one's own can be held against."""
     said = ["No published result is on this text, so there is no verdict."]
@@ -72,7 +110,7 @@ def yardsticks(run: Run, data: Data) -> str:
 
 
 def hellaswag(run: Run) -> Sentence:
-    asked, style = run.history.hellaswag, run.history.styles[-1]
+    asked, style = run.history.hellaswag, run.history.style
     acc_norm, items = asked.last("acc_norm"), asked.last("items")
     told = f"HellaSwag {acc_norm:.4f} (acc_norm, {style} style, {items:,.0f} items)"
     published = list(reference.standing_hellaswag(style, acc_norm, items))
@@ -100,13 +138,14 @@ def standing(run: Run, now: datetime) -> Iterator[Sentence]:
             yield Sentence("warning", f"Stopped ({ended}) after {done}, saved. The same command goes on.")
         case "gave up":
             yield Sentence("bad", f"Gave up after {done}: the loss would not stay finite.")
-        case _ if history.last_time is None:
+        case _ if history.session is None:
             yield Sentence("warning", "Nothing is recorded of this run.")
         case _:
-            last = history.last_time.strftime("%Y-%m-%d %H:%M:%S UTC")
+            time = history.last_time
+            last = f": the last record is of {time:%Y-%m-%d %H:%M:%S} UTC" if time else ""
             yield Sentence(
                 "bad",
-                f"Ended without a word after {done}: the last record is of {last}. "
+                f"Ended without a word after {done}{last}. "
                 "The same command goes on from the newest checkpoint.",
             )
 
@@ -121,7 +160,7 @@ def rising(run: Run) -> Iterator[Sentence]:
         return
     at = int(steps[np.nanargmin(losses)])
     there = (run.path / "checkpoints" / f"step_{at:08d}").is_dir()
-    kept = f" Its checkpoint is there: {run.path}@{at}." if there else ""
+    kept = f" Its checkpoint is there: {shell_path(f'{run.path}@{at}')}." if there else ""
     yield Sentence(
         "warning",
         f"The validation loss was best at step {at:,} ({best:.4f}) and has risen since, "
@@ -129,20 +168,26 @@ def rising(run: Run) -> Iterator[Sentence]:
     )
 
 
-def warnings(run: Run) -> Iterator[Sentence]:
+def warnings(run: Run, now: datetime) -> Iterator[Sentence]:
     """What should make one look twice."""
     history = run.history
     yield from rising(run)
     if unusual := history.events_named("unusual_loss"):
         detail = unusual[-1]["detail"].get("detail")
-        yield Sentence("bad", f"Step {unusual[-1]['step']:,}: {detail}")
+        what = (
+            one_line(detail[:500]) if isinstance(detail, str) else "the loss is not normal for this recipe."
+        )
+        yield Sentence("bad", f"Step {unusual[-1]['step']:,}: {what}")
     if happened := trouble(run):
         grave = {"nonfinite", "gone_back", "save_failed", "unusual_loss"}
         tone: Tone = "warning" if history.events_named(*grave) else "plain"
         yield Sentence(tone, f"On the way: {', '.join(happened)}.")
     elif history.step:
-        yield Sentence("plain", "On the way: no loss spike, no update that was not finite, no interruption.")
+        calm = ", no interruption" if run.state(now) in ("complete", "training") else ""
+        yield Sentence("plain", f"On the way: no loss spike, no update that was not finite{calm}.")
     if history.damaged:
         yield Sentence("warning", f"{history.damaged:,} damaged lines of records.jsonl were left out.")
+    if history.events.left_out:
+        yield Sentence("warning", f"The first {history.events.left_out:,} events are too many to be counted.")
     for problem in run.problems:
         yield Sentence("warning", problem)

@@ -1,5 +1,6 @@
 """A report without a browser: on the terminal, with small curves, and as Markdown."""
 
+import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -8,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from overnight.report import facts
+from overnight.report import again, facts
 from overnight.report.crossing import crossings
 from overnight.report.facts import Run
 from overnight.report.figures import FIRST
@@ -16,9 +17,10 @@ from overnight.report.summary import Costs, numbers, particulars, summary
 from overnight.report.thin import smooth
 from overnight.report.verdict import verdict
 from overnight.terminal import count
-from overnight.visible import visible
+from overnight.visible import one_line, visible
 
 STYLES = {"good": "green", "plain": "", "warning": "yellow", "bad": "red"}
+LONGEST = 2000  # characters of a text in Markdown
 HEIGHT, WIDEST = 8, 72  # of a chart, in characters
 # The eight dots of a Braille character: rows from the top, columns from the left.
 DOTS = np.array([[0x01, 0x08], [0x02, 0x10], [0x04, 0x20], [0x40, 0x80]])
@@ -115,8 +117,9 @@ def markdown(compared: Sequence[Run], costs: Costs | None = None) -> str:
         lines += [f"- {escaped(sentence['text'])}" for sentence in one["verdict"]]
         lines += ["", *rows(("", ""), particulars(one)), ""]
         lines += [*validations(run), ""]
-        if run.command():
-            lines += ["```", run.command(), "```", ""]
+        if command := again.command(run):
+            fence = "`" * max(3, 1 + max(map(len, re.findall("`+", command)), default=0))
+            lines += [fence, command, fence, ""]
     if len(compared) > 1:
         each = [dict(numbers(one)) for one in found]
         names = list(dict.fromkeys(name for row in each for name in row))
@@ -154,6 +157,6 @@ def rows(head: Sequence[str], body: Sequence[Sequence[Any]]) -> list[str]:
 
 
 def escaped(text: str) -> str:
-    """Text that Markdown shows as it is, on one line."""
-    flat = " ".join(visible(text).split())
+    """Text that Markdown shows as it is, on one line, cut where it is longer than anybody reads."""
+    flat = one_line(text[:LONGEST]) + (" ..." if len(text) > LONGEST else "")
     return "".join(f"\\{letter}" if letter in "\\|<>*[]#_`~&" else letter for letter in flat)

@@ -26,7 +26,8 @@ def run(arguments: list[str]) -> int:
     import torch
 
     from overnight import inspection, resolve
-    from overnight.files import clear_disk_errors, parent_problem, write_synced
+    from overnight.files import clear_disk_errors, write_synced
+    from overnight.overwriting import overwrite_problem
     from overnight.terminal import say
     from overnight.weights.tensors import shapes
 
@@ -34,10 +35,8 @@ def run(arguments: list[str]) -> int:
     name = re.sub(r"[^\w.-]+", "-", wanted.model).strip("-.")
     usual = loaded.run / "inspect.html" if loaded.run else Path(f"{name}-inspect.html")
     out = Path(wanted.out) if wanted.out else usual
-    if problem := parent_problem(out):
+    if problem := overwrite_problem(out, inspection.is_page, "is not a page of inspect's"):
         raise UserError(problem)
-    if out.is_dir():
-        raise UserError(f"{out} is a folder: give --out a file's name.")
     tensors = {name: loaded.weights.tensors[name] for name in shapes(loaded.weights.config)}  # in its order
     rows = list(inspection.statistics(tensors))
     say(f"{loaded.origin}: {sum(row.numbers for row in rows):,} numbers in {len(rows)} tensors")

@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -103,37 +103,21 @@ def run(arguments: list[str]) -> int:
 
 def out_problems(out: Path, chart: Path) -> Iterator[str]:
     """What keeps the figures from being written there; a file that is no ladder's is not overwritten."""
-    from overnight.files import parent_problem
+    from overnight.overwriting import overwrite_problem
 
-    try:
-        if problem := parent_problem(out):
+    if out.suffix != ".json":
+        yield f"--out {out} does not end in .json: the chart goes to the same name with .html."
+        return
+    for path, is_ours in ((out, lambda content: "rungs" in json.loads(content)), (chart, is_chart)):
+        if problem := overwrite_problem(path, is_ours, "is not a ladder's"):
             yield problem
-        elif out.suffix != ".json":
-            yield f"--out {out} does not end in .json: the chart goes to the same name with .html."
-        else:
-            yield from foreign(out, lambda text: "rungs" in json.loads(text))
-            yield from foreign(chart, is_chart)
-    except OSError as error:
-        yield f"{str(out)[:100]} cannot be written: {error.strerror}. Give another --out."
+            return
 
 
-def is_chart(text: str) -> bool:
-    from overnight.ladder_page import TITLE  # with plotly, so only where there is something to look at
+def is_chart(content: bytes) -> bool:
+    from overnight.ladder_page import is_page  # with plotly, so only where there is something to look at
 
-    return f"<title>{TITLE}</title>" in text
-
-
-def foreign(path: Path, is_ours: Callable[[str], bool]) -> Iterator[str]:
-    """A problem where something is there that no ladder wrote."""
-    if path.is_dir():
-        yield f"{path} is a folder: give --out a file's name."
-    elif path.exists():
-        try:
-            ours = is_ours(path.read_text())
-        except (ValueError, TypeError, RecursionError):
-            ours = False
-        if not ours:
-            yield f"{path} exists and is not a ladder's: give another --out."
+    return is_page(content)
 
 
 def shape(wanted: Ladder, place: "Place") -> tuple[ModelConfig, int]:

@@ -90,13 +90,14 @@ def terminal(runs: "list[Run]", costs: "Costs | None" = None) -> None:
 
 def write(runs: "list[Run]", costs: "Costs", out: str) -> None:
     """Write the page, and say what it says first."""
-    from overnight.files import clear_disk_errors, parent_problem, write_synced
-    from overnight.report.page import page
+    from overnight.files import clear_disk_errors, write_synced
+    from overnight.overwriting import overwrite_problem
+    from overnight.report.page import is_report, page
     from overnight.report.verdict import verdict
     from overnight.terminal import say
 
     path = Path(out) if out else (runs[0].path / FILE if len(runs) == 1 else Path(FILE))
-    if problem := parent_problem(path) or foreign(path):
+    if problem := overwrite_problem(path, is_report, "is no report"):
         raise UserError(problem)
     content = page(runs, costs)
     with clear_disk_errors(f"writing {path}"):
@@ -106,16 +107,3 @@ def write(runs: "list[Run]", costs: "Costs", out: str) -> None:
         said = verdict(one)
         say(f"{one.name}: {said[0].text}" if len(runs) > 1 else said[0].text)
     say(f"{path}: verdict, curves and samples; open it in a browser.")
-
-
-def foreign(path: Path) -> str | None:
-    """A problem where something is there that is no report."""
-    from overnight.report.page import GENERATOR
-
-    if path.is_dir():
-        return f"{path} is a folder: give --out a file's name."
-    if path.exists():
-        with open(path, "rb") as file:
-            if f'content="{GENERATOR}"'.encode() not in file.read(1000):
-                return f"{path} exists and is no report: give another --out."
-    return None

@@ -11,6 +11,7 @@ from overnight.arguments import parse
 from overnight.checks import at_least, not_finite, seed_problems
 from overnight.errors import DONE, UserError, refuse
 from overnight.verbs import Device, Precision
+from overnight.visible import visible
 
 
 @dataclass(frozen=True)
@@ -90,6 +91,6 @@ def run(arguments: list[str]) -> int:
 
 
 def say(text: str) -> None:
-    """Show a piece of text at once."""
-    sys.stdout.write(text)
+    """Show a piece of text at once: on a terminal visible, elsewhere as the model wrote it."""
+    sys.stdout.write(visible(text) if sys.stdout.isatty() else text)
     sys.stdout.flush()
