@@ -14,6 +14,14 @@ def at_least(config: Any, prefix: str, least: int, *names: str) -> Iterator[str]
             yield f"{prefix}{name.replace('_', '-')} is {value}: give {least} or more."
 
 
+def at_most(config: Any, prefix: str, most: float, *names: str) -> Iterator[str]:
+    """A problem for each named field that holds a number above `most`."""
+    for name in names:
+        value = getattr(config, name)
+        if isinstance(value, int | float) and value > most:
+            yield f"{prefix}{name.replace('_', '-')} is {value}: give {most:,} or less."
+
+
 def seed_problems(seed: int) -> Iterator[str]:
     if seed >= 2**63:
         yield f"seed is {seed}: give less than 2**63."

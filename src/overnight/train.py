@@ -20,6 +20,7 @@ from overnight.lock import Lock
 from overnight.memory import clear_memory_errors
 from overnight.models.networks import Network, build
 from overnight.parallel import plain
+from overnight.presets import usual_lr
 from overnight.profiling import Profile
 from overnight.saving import Saver
 from overnight.start import Start, begin
@@ -260,7 +261,7 @@ class Session:
                 f"loss or gradient not finite in steps {first:,} to {row.step:,}, again after going back to "
                 f"step {back:,} and leaving out the windows of the first time: giving up.",
                 f"Try a lower learning rate in a new run: --run NAME {start_from}--optim.lr "
-                f"{self.config.optim.lr / 2:g}",
+                f"{usual_lr(self.start.preset, self.config.optim.lr):g}",
             )
         skipped = self.batches.without(first - 1, row.step - 1)
         self.journal.gone_back(row.step, first, back, skipped)
