@@ -19,6 +19,7 @@ import itertools
 import json
 import os
 import secrets
+import shutil
 import stat
 from collections.abc import Iterator
 from glob import escape as glob_escape
@@ -135,11 +136,13 @@ def aside(path: Path) -> Path:
 
 
 def remove_stale(path: Path, now: float) -> None:
-    """Remove unfinished copies of `path` that killed processes left. now: the file system's time."""
+    """Remove unfinished copies of `path`, a file or a folder, that killed processes left. now: the file
+    system's time."""
     for leftover in path.parent.glob(f".{glob_escape(path.name)}.*.partial"):
         with contextlib.suppress(OSError):
-            if now - leftover.lstat().st_mtime > STALE:
-                leftover.unlink()
+            info = leftover.lstat()
+            if now - info.st_mtime > STALE:
+                shutil.rmtree(leftover) if stat.S_ISDIR(info.st_mode) else leftover.unlink()
 
 
 def sha256_file(path: Path) -> str:

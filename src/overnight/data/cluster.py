@@ -15,7 +15,7 @@ import shutil
 from collections.abc import Iterable, Iterator
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from datatrove.data import Document
@@ -28,7 +28,7 @@ from overnight.data.shards import count_of
 from overnight.data.splits import BY_HASH, BY_TAIL, RULES, Splits, chosen_for_validation
 from overnight.data.staging import already_there, staging
 from overnight.errors import UserError
-from overnight.files import read_json, sync, to_json, write_synced
+from overnight.files import open_new, read_json, sync, to_json, write_synced
 
 TASK = re.compile(r"task_[0-9]+_of_[0-9]{1,9}\.json")
 PART = re.compile(r"[0-9a-f]{16}")  # what a part's files are called
@@ -92,7 +92,7 @@ class Tokenise(PipelineStep):
         """One part: NAME.bin has the ids, NAME.npy a row a piece, (ids, bits)."""
         name = sha256(key)[:16]
         index, count, text_bytes, validation = [], 0, 0, False
-        with open(self.parts / f"{name}.bin", "wb") as file:
+        with replaced(self.parts / f"{name}.bin") as file:
             for piece in found:
                 count += piece.first
                 text_bytes += len(piece.text.encode("utf-8"))
@@ -101,10 +101,17 @@ class Tokenise(PipelineStep):
                 index.append((len(ids), FIRST * piece.first | VALIDATION * validation))
                 file.write(ids.tobytes())
                 self.stat_update("tokens", value=len(ids))
-        np.save(self.parts / f"{name}.npy", np.array(index, dtype=np.int64).reshape(-1, 2))
+        with replaced(self.parts / f"{name}.npy") as file:
+            np.save(file, np.array(index, dtype=np.int64).reshape(-1, 2))
         for suffix in ("bin", "npy"):
             sync(self.parts / f"{name}.{suffix}")
         return {"key": key, "name": name, "documents": count, "bytes": text_bytes}
+
+
+def replaced(path: Path) -> IO[bytes]:
+    """A new file in the place of what an earlier try has left."""
+    path.unlink(missing_ok=True)
+    return open_new(path)
 
 
 def sha256(text: str) -> str:

@@ -13,6 +13,7 @@ from overnight.data.hub import SHORT, Listing, list_files
 from overnight.data.manifest import BY_FIRST_SHARD
 from overnight.data.selection import FINEWEB_CONFIGS, FINEWEBS
 from overnight.errors import Failure, UserError
+from overnight.files import subfolder
 from overnight.terminal import Status
 
 
@@ -61,8 +62,7 @@ class Corpus(Source):
 
     def begin(self, folder: Path) -> None:
         if self._folder is None:
-            folder.mkdir(exist_ok=True)
-            self._folder = folder
+            self._folder = subfolder(folder.parent, folder.name)
 
     def part(self, rank: int, world_size: int) -> "Corpus":
         mine = Corpus(self.name, replace(self.listing, files=self.listing.files[rank::world_size]), None)

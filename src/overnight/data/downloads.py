@@ -10,12 +10,13 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from io import BufferedRandom
 from pathlib import Path
 from typing import IO
 
 from overnight.data.hub import Listing, Remote
 from overnight.errors import Failure
-from overnight.files import clear_disk_errors, sha256_file, sync
+from overnight.files import clear_disk_errors, open_real, sha256_file, sync
 from overnight.hub import Broken, Patience, persist, quiet
 from overnight.terminal import Status, duration, size
 
@@ -249,7 +250,7 @@ class Downloads:
         """A part, to go on with. Locked, because `release` takes empty folders away."""
         with self._changed:
             partial.parent.mkdir(parents=True, exist_ok=True)
-            return open(partial, "r+b" if partial.exists() else "w+b")
+            return BufferedRandom(open_real(partial))  # type: ignore[arg-type]
 
 
 def start_of(content_range: str) -> int:

@@ -78,6 +78,7 @@ def staging(out: Path, request: dict[str, Any]) -> Iterator[Path]:
     folder = partial(out)
     made = [parent for parent in (out.parent, *out.parent.parents) if not parent.exists()]
     folder.mkdir(parents=True, exist_ok=True)
+    check_own(folder)
     lock = lock_folder(folder)
     if lock is None:
         raise UserError(f"another `overnight prepare` is writing {out}: wait for it to end.")
@@ -125,7 +126,17 @@ def publish(folder: Path, out: Path) -> None:
 def clear(folder: Path, keep: set[str]) -> None:
     for leftover in folder.iterdir():
         if leftover.name not in keep:
-            shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+            real_folder = leftover.is_dir() and not leftover.is_symlink()
+            shutil.rmtree(leftover) if real_folder else leftover.unlink()
+
+
+def check_own(folder: Path) -> None:
+    """Raise LeftAsItIs unless it is a folder of this user: its content is removed and renamed, and in a
+    shared `data` somebody else may have made a folder, or a link, of that name first."""
+    if folder.is_symlink():
+        raise LeftAsItIs(f"{folder} is a symbolic link: remove it, or choose another --out.")
+    if hasattr(os, "geteuid") and (owner := folder.stat().st_uid) != os.geteuid():
+        raise LeftAsItIs(f"{folder} belongs to another user (number {owner}): choose another --out.")
 
 
 def stop(*_: object) -> None:

@@ -14,7 +14,8 @@ from overnight import __version__
 from overnight.data.tokens import ENDOFTEXT, BytePairTokenizer, CharTokenizer, Tokenizer, byte_order
 from overnight.decode import Sampling
 from overnight.errors import Failure, UserError
-from overnight.files import parent_problem, sync, to_json
+from overnight.files import aside as aside_of
+from overnight.files import parent_problem, remove_stale, sync, to_json
 from overnight.generate import generate
 from overnight.models.networks import Network
 from overnight.weights import hf, llmc
@@ -31,9 +32,10 @@ def new_folder(out: Path) -> Iterator[Path]:
         raise UserError(problem)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out} exists: choose another --out, or remove it.")
-    aside = out.parent / f".{out.name}.partial"
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(parents=True)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    aside = aside_of(out)
+    aside.mkdir()
+    remove_stale(out, aside.stat().st_mtime)
     try:
         yield aside
         for path in aside.iterdir():
