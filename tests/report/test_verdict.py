@@ -1,5 +1,6 @@
 """The verdict says what can be said, word by word, and nothing where nothing can."""
 
+import json
 import subprocess
 import sys
 from collections.abc import Callable
@@ -12,6 +13,7 @@ from tests.conftest import Outcome
 from tests.report.made import Night, fineweb, full_night, lecture, make_run
 
 from overnight import lock
+from overnight.config import LARGEST_LR
 from overnight.report import facts
 from overnight.report.verdict import verdict
 
@@ -198,3 +200,137 @@ def test_a_broken_run_is_reported_as_far_as_it_goes(
     assert cli("report", "x").code == 0
     for how in ("--json", "--markdown", "--terminal"):
         assert cli("report", "x", how).code == 0
+
+
+DEAD = (
+    "The gradient has been exactly 0 since step 5 (20 updates): the model does not learn any more, its "
+    "activations are dead or have overflowed. Start a new run with a lower learning rate: --optim.lr 0.0003."
+)
+
+
+def test_a_model_without_gradients_is_called_dead(place: Path) -> None:
+    night = Night()
+    night.event(0, "start")
+    for step in range(1, 25):
+        night.train(step)
+        if step >= 5:
+            night.lines[-1] = night.lines[-1].replace('"grad_norm": 0.3', '"grad_norm": 0.0')
+    make_run(place, lecture(place), night)
+    assert ("bad", DEAD) in said(place)
+    night.train(25)
+    night.write(place)
+    assert not any("gradient has been" in text for _, text in said(place))
+
+
+@pytest.mark.parametrize("steps", [1, 3, 12])
+def test_a_model_that_never_had_a_gradient_is_dead_however_young(place: Path, steps: int) -> None:
+    night = Night()
+    night.event(0, "start")
+    for step in range(1, steps + 1):
+        night.train(step)
+        night.lines[-1] = night.lines[-1].replace('"grad_norm": 0.3', '"grad_norm": 0.0')
+    make_run(place, lecture(place), night)
+    assert any("exactly 0 since step 1" in text for _, text in said(place))
+
+
+@pytest.mark.parametrize(
+    ("lr", "wanted"), [(1e30, "0.0006"), (6e-4, "0.0003"), (1e-3, "0.0005"), (2e-3, "0.0006")]
+)
+def test_a_loss_far_above_guessing_has_diverged_and_the_remedy_is_a_usual_rate(
+    place: Path, lr: float, wanted: str
+) -> None:
+    night = Night()
+    night.event(0, "start")
+    night.train(1)
+    night.validate(1, 1e10)
+    config = lecture(place)
+    make_run(place, config, night)
+    described = json.loads((place / "config.json").read_text())
+    described["optim"]["lr"] = min(lr, LARGEST_LR)
+    (place / "config.json").write_text(json.dumps(described))
+    assert (
+        "bad",
+        "A validation loss of 1e+10 is far above 10.8258, which guessing evenly among 50,304 tokens would lose: "
+        f"the weights have diverged. Start a new run with a lower learning rate: --optim.lr {wanted}.",
+    ) in said(place)
+
+
+@pytest.mark.parametrize("loss", [10.9, 11.5, 3.0])
+def test_a_loss_of_a_new_model_has_not_diverged(place: Path, loss: float) -> None:
+    night = Night()
+    night.event(0, "start")
+    night.train(1, loss)
+    night.validate(1, loss)
+    make_run(place, lecture(place), night)
+    assert not any("diverged" in text for _, text in said(place))
+
+
+def test_without_a_validation_the_training_loss_of_the_last_updates_counts(place: Path) -> None:
+    """One spike is not a divergence."""
+    night = Night()
+    night.event(0, "start")
+    for step in range(1, 30):
+        night.train(step, 5e9 if step == 20 else 3.0)
+    make_run(place, lecture(place), night)
+    assert not any("diverged" in text for _, text in said(place))
+    for step in range(30, 50):
+        night.train(step, 5e9)
+    night.write(place)
+    assert any(text.startswith("A training loss of 5e+09 is far above 10.8258") for _, text in said(place))
+
+
+@pytest.mark.parametrize(
+    ("event", "happened"), [("preempted", "1 preemption"), ("interrupted", "1 interruption")]
+)
+def test_a_run_that_was_stopped_does_not_say_that_it_was_not(place: Path, event: str, happened: str) -> None:
+    night = Night()
+    night.event(0, "start")
+    night.train(1)
+    night.event(1, event)
+    make_run(place, lecture(place), night)
+    lines = [text for _, text in said(place, night)]
+    assert f"Stopped ({event}) after 1 of 19,073 steps, saved. The same command goes on." in lines
+    assert f"On the way: {happened}." in lines
+    night.event(1, "resume")
+    night.train(2)
+    night.write(place)
+    assert f"On the way: {happened}, 1 resume." in [text for _, text in said(place, night)]
+
+
+def test_a_run_that_ended_without_a_word_was_not_without_interruption(place: Path) -> None:
+    night = Night()
+    night.event(0, "start")
+    night.train(1)
+    make_run(place, lecture(place), night)
+    lines = [text for _, text in said(place, night, wait=3600)]
+    assert "On the way: no loss spike, no update that was not finite." in lines
+    lines = [text for _, text in said(place, night, wait=1)]
+    assert "On the way: no loss spike, no update that was not finite, no interruption." in lines
+
+
+def test_a_record_from_the_future_is_not_recent(place: Path) -> None:
+    """A clock that was set back, or a stranger's: the run counts as ended until it records something."""
+    night = Night()
+    night.event(0, "start")
+    night.train(1)
+    make_run(place, lecture(place), night)
+    run = facts.open_run(str(place))
+    for ahead in (timedelta(days=365), timedelta(seconds=600)):
+        assert run.state(night.clock - ahead) == "silent"
+    night.train(2)
+    night.write(place)
+    assert facts.refresh(run).state(night.clock - timedelta(days=365)) == "training", "it was seen to grow"
+
+
+@pytest.mark.parametrize("detail", [None, 5, {}, [], "x" * 100_000, "a\x1b[2J\nb"])
+def test_what_an_event_says_is_a_short_line_and_never_none(place: Path, detail: object) -> None:
+    night = Night()
+    night.event(0, "start")
+    night.train(1)
+    night.event(1, "unusual_loss", detail=detail)
+    make_run(place, lecture(place), night)
+    [line] = [text for _, text in said(place) if text.startswith("Step 1: ")]
+    assert "None" not in line
+    assert len(line) < 600
+    assert len(line.splitlines()) == 1
+    assert "\x1b" not in line

@@ -510,6 +510,23 @@ def test_where_none_waits_the_new_one_is_closed() -> None:
     asyncio.run(attack())
 
 
+def test_room_is_made_by_closing_who_does_not_read() -> None:
+    async def attack() -> None:
+        async with listening(guarded(large), most=3) as wire:
+            unread = [await wire.open(GET) for _ in range(3)]
+            await until(lambda: all(one.protocol.flow.write_paused for one in unread))
+            wire.later(0)
+            for one in unread:  # as if nothing had been read for a while
+                one.protocol.read_at -= 2 * connections.STALLED
+            client = await wire.open(GET)
+            assert client.is_open
+            assert len(wire.held) == 3
+            assert sum(one.is_open for one in unread) == 2
+            await client.receive(bytes(1000))
+
+    asyncio.run(attack())
+
+
 def files_left(limit: tuple[int, int]) -> list[int]:
     """most_connections() in a process with a limit of open files, and that limit afterwards."""
     code = (

@@ -26,6 +26,7 @@ HEAD_WITHIN = 10  # seconds for a complete head, counted from the end of the ans
 UNREAD = 60.0  # seconds in which a client reads at least STEP bytes of what is waiting for it
 CLOSING = 30.0  # the same while its connection is being closed
 STEP = 4096
+STALLED = 5.0  # seconds after which a client that does not read makes room for another one
 SWEEP_EVERY = 1.0  # seconds
 MOST = 512  # connections at a time
 BACKLOG = 32  # connections that asyncio accepts in one go, before it looks at any
@@ -184,13 +185,16 @@ class Protocol(H11Protocol, asyncio.BufferedProtocol):
 
 
 def make_room(connections: set[Protocol], new: Protocol) -> None:
-    """Close one connection if there are too many: the one that has waited longest for a request, or else one
-    that is being closed already, or else the new one."""
+    """Close one connection if there are too many: the one that has waited longest for a request, or else the
+    one whose answer has been unread for longest, or else the new one."""
     if len(connections) <= new.most:
         return
-    others = [one for one in connections if one is not new and one.waiting]
-    others.sort(key=lambda one: (one.output.unread > 0, one.waiting_since))
-    (others[0] if others else new).abort()
+    others = connections - {new}
+    if waiting := [one for one in others if one.waiting and not one.output.unread]:
+        min(waiting, key=lambda one: one.waiting_since).abort()
+        return
+    stalled = [one for one in others if one.output.unread and new.read_at - one.read_at > STALLED]
+    min(stalled, key=lambda one: one.read_at, default=new).abort()
 
 
 def sweep(connections: Iterable[Any], now: float) -> None:

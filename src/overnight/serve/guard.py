@@ -24,7 +24,7 @@ App = Callable[[Message, Receive, Send], Awaitable[None]]
 
 LARGEST_BODY = 262_144  # bytes
 BODY_WITHIN = 10.0  # seconds
-MOST_REQUESTS = 256  # being answered at a time
+MOST_REQUESTS = 256  # at a time whose answers have not begun
 PIECE = 32_768  # bytes of an answer that are handed on at a time
 COOKIE = "overnight_token"
 LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
@@ -52,7 +52,9 @@ class Guard:
     stopping: asyncio.Event
     hosts: frozenset[str] = frozenset()
     token: str = ""
-    open: int = field(default=0, init=False)
+    working: set[int] = field(default_factory=set, init=False)
+    """The requests whose answers have not begun. Those that are being sent cost little: connections.py bounds
+    them, and so nobody who does not read keeps others from being answered."""
 
     def __post_init__(self) -> None:
         self.cookie = hmac.digest(self.token.encode(), COOKIE.encode(), "sha256").hex()
@@ -63,8 +65,9 @@ class Guard:
             if scope["type"] == "lifespan":
                 await self.app(scope, receive, send)
             return  # no websockets here
-        send = with_headers(in_pieces(send))
-        self.open += 1
+        number = id(scope)
+        send = self.counting(with_headers(in_pieces(send)), number)
+        self.working.add(number)
         try:
             self.check(scope)
             if redirect := self.signed_in(scope):
@@ -79,7 +82,14 @@ class Guard:
             if not self.stopping.is_set():  # else it is we who give up, and nobody needs a traceback
                 raise
         finally:
-            self.open -= 1
+            self.working.discard(number)
+
+    def counting(self, send: Send, number: int) -> Send:
+        async def sending(message: Message) -> None:
+            self.working.discard(number)
+            await send(message)
+
+        return sending
 
     def check(self, scope: Message) -> None:
         """Raise Refusal for whoever has no business here."""
@@ -100,7 +110,7 @@ class Guard:
                 raise Refusal(415, "Send JSON, and say so: Content-Type: application/json.")
         if self.token and not self.knows(scope, headers):
             raise Refusal(401, "A token is needed: Authorization: Bearer TOKEN.", code="invalid_api_key")
-        if self.open > MOST_REQUESTS:
+        if len(self.working) > MOST_REQUESTS:
             raise Refusal(503, "Too many requests at a time: try again.", code="overloaded")
 
     def knows(self, scope: Message, headers: Headers) -> bool:
