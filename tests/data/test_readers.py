@@ -334,3 +334,28 @@ def test_without_the_extra_it_is_named(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     with pytest.raises(UserError, match=r"needs an extra: pip install 'overnight\[data\]'"):
         read(path)
+
+
+def slow_cut(text: str) -> int:
+    """The rule of `Piece`, letter by letter."""
+    if len(text) < readers.BLOCK:
+        return 0
+    for i in range(len(text) - 1, 0, -1):
+        if text[i] in " \n" and not text[i - 1].isspace():
+            return i
+    return len(text) if len(text) >= readers.LONGEST_RUN else 0
+
+
+@given(
+    st.lists(st.sampled_from(["a", " ", "\n", "\t", "bc d", "\x1c", "\u2003", "é"]), max_size=80), st.data()
+)
+def test_cuts_are_where_they_always_were(parts: list[str], data: st.DataObject) -> None:
+    text = "".join(parts)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(readers, "BLOCK", 5)
+        patch.setattr(readers, "LONGEST_RUN", 30)
+        end = slow_cut(text)
+        assert readers.cut(text) == end
+        rest = text[end:]  # no cut lies in there: what comes later may be searched alone
+        more = rest + data.draw(st.sampled_from(["", "x", " y", "z  ", "\n"]))
+        assert readers.cut(more, searched=len(rest) if end else 0) == slow_cut(more)

@@ -250,8 +250,8 @@ def test_a_loss_far_above_guessing_has_diverged_and_the_remedy_is_a_usual_rate(
     (place / "config.json").write_text(json.dumps(described))
     assert (
         "bad",
-        "A validation loss of 1e+10 is far above 10.8258, which guessing evenly among 50,304 tokens would lose: "
-        f"the weights have diverged. Start a new run with a lower learning rate: --optim.lr {wanted}.",
+        "A validation loss of 1e+10 is far above 10.8258, which guessing evenly among 50,304 tokens would "
+        f"lose: the weights have diverged. Start a new run with a lower learning rate: --optim.lr {wanted}.",
     ) in said(place)
 
 

@@ -12,6 +12,7 @@ import contextlib
 import gzip
 import io
 import json
+import re
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -26,6 +27,9 @@ LONGEST_LINE = 64 << 20  # bytes of a line of .jsonl
 ROWS = 256  # of a parquet file decoded at a time
 MOST_TEXT = 250  # times a packed file's size: text packs 3 to 20 times smaller, a bomb 1,000 times and more
 ANY_TEXT = 64 << 20  # characters that a small file may unpack to, whatever its size
+
+# Everything up to the last visible character that a space or newline follows: found from the end.
+LAST_WORD = re.compile(r".*\S(?=[ \n])", re.DOTALL)
 
 ONE_DOCUMENT = (".txt", ".md", ".py")
 ONE_A_LINE = (".jsonl", ".json")  # the hub has lines under both names
@@ -133,7 +137,7 @@ def bomb(path: Path) -> UserError:
 def read_whole(file: IO[bytes], path: Path) -> Iterator[Piece]:
     """One document a file."""
     decoder = codecs.getincrementaldecoder("utf-8")()
-    text, first, position = "", True, 0
+    text, searched, first, position = "", 0, True, 0
     while True:
         block = file.read(BLOCK)
         try:
@@ -145,10 +149,12 @@ def read_whole(file: IO[bytes], path: Path) -> Iterator[Piece]:
         position += len(block)
         if not block:
             break
-        end = cut(text)
+        end = cut(text, searched=searched)
         if end:
             yield Piece(text[:end], first)
             text, first = text[end:], False
+        if end or len(text) >= BLOCK:
+            searched = len(text)
     if text:
         yield Piece(text, first)
 
@@ -190,35 +196,59 @@ def read_rows(file: IO[bytes], path: Path) -> Iterator[Piece]:
         held = held.value_type if types.is_dictionary(held) else held
         if not (types.is_string(held) or types.is_large_string(held) or types.is_string_view(held)):
             raise UserError(f'{path}: the column "text" holds {held}, not strings.')
+        check_rows(path, table.metadata.num_rows)
         for group in range(table.num_row_groups):
+            if only_nulls(table.metadata.row_group(group)):
+                row += table.metadata.row_group(group).num_rows
+                continue
             for batch in table.iter_batches(ROWS, row_groups=[group], columns=["text"]):
-                for text in batch.column(0):
-                    row += 1
-                    yield from pieces(text.as_py() or "")
+                column, first = batch.column(0), row + 1  # a small file may have millions of nulls
+                for number in column.is_valid().to_numpy(zero_copy_only=False).nonzero()[0].tolist():
+                    row = first + number
+                    yield from pieces(column[number].as_py())
+                row = first + batch.num_rows - 1
     except UnicodeDecodeError:
         raise not_utf8(path, f"row {row:,}") from None
     except (ValueError, MemoryError, NotImplementedError) as error:  # what pyarrow's own errors are
         raise damaged(path, error) from None
 
 
+def check_rows(path: Path, rows: int) -> None:
+    """Raise UserError for more rows than a file of its size has, however well they pack."""
+    if rows > ANY_TEXT + MOST_TEXT * path.stat().st_size:
+        raise bomb(path)
+
+
+def only_nulls(group: Any) -> bool:
+    """Whether a row group's statistics say that no row has a text."""
+    for number in range(group.num_columns):
+        column = group.column(number)
+        if column.path_in_schema == "text":
+            told = column.statistics
+            return told is not None and told.has_null_count and told.null_count == group.num_rows
+    return False
+
+
 def pieces(text: str) -> Iterator[Piece]:
     """A document that is in memory, cut up."""
-    first = True
-    while text:
-        end = cut(text[: 2 * BLOCK]) if len(text) > 2 * BLOCK else 0
-        end = end or len(text)
-        yield Piece(text[:end], first)
-        text, first = text[end:], False
+    start = 0
+    while start < len(text):
+        end = len(text)
+        if end - start > 2 * BLOCK:
+            end = cut(text, start, start + 2 * BLOCK) or end
+        yield Piece(text[start:end], start == 0)
+        start = end
 
 
-def cut(text: str) -> int:
-    """Where `text` may be cut (see Piece), as far back as possible; 0 where more should be read first."""
-    if len(text) < BLOCK:
+def cut(text: str, start: int = 0, stop: int | None = None, searched: int = 0) -> int:
+    """Return where text[start:stop] may be cut (see Piece), as far back as possible; 0 where more should be
+    read first. There is no such place before `searched`."""
+    stop = len(text) if stop is None else stop
+    if stop - start < BLOCK:
         return 0
-    for i in range(len(text) - 1, 0, -1):
-        if text[i] in " \n" and not text[i - 1].isspace():
-            return i
-    return len(text) if len(text) >= LONGEST_RUN else 0
+    if found := LAST_WORD.match(text, max(start, searched - 1), stop):
+        return found.end()
+    return stop if stop - start >= LONGEST_RUN else 0
 
 
 def pyarrow(path: Path) -> Any:

@@ -8,9 +8,11 @@ out are answers to questions that the dump does not have and posts of other kind
 
 import errno
 import os
+import re
 import sqlite3
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable, Iterator
+from html import unescape
 from itertools import groupby, islice
 from pathlib import Path
 from typing import Any
@@ -27,6 +29,12 @@ IN_ORDER = "ORDER BY question, kind, score DESC, id"
 HAS_QUESTION = (
     f"EXISTS (SELECT 1 FROM posts asked WHERE asked.question = posts.question AND kind = {QUESTION})"
 )
+BODIES = f"SELECT body FROM posts WHERE {HAS_QUESTION}"
+LONGEST_POST = 300_000  # characters of HTML; sites allow 30,000 of Markdown
+DEEPEST = 100  # open tags
+MOST_DECLARATIONS = 1000  # comments and the like, which html.parser searches for to the end of the text
+TAG = re.compile(r"<(/?)([a-zA-Z][a-zA-Z0-9]*)[^<>]*>")
+VOID = {"br", "hr", "img", "input", "wbr", "col"}  # tags that nothing closes
 
 
 def find_posts(path: Path) -> Path:
@@ -103,12 +111,14 @@ class Dump(Source):
             (str, int),
         )
         ((newest, used),) = self._select(f"SELECT max(date), count(*) FROM posts WHERE {HAS_QUESTION}")
+        simplified = sum(is_hostile(body) for (body,) in self._select(BODIES, (str,)))
         return {
             "site": self.paths[0].resolve().parent.name,
             "dump": str(newest or "")[:10],
             "licences": dict(licences),
             "questions": self.questions,
             "answers": used - self.questions,
+            **({"simplified_posts": simplified} if simplified else {}),
         }
 
 
@@ -181,6 +191,25 @@ def row_of(post: dict[str, str], where: str) -> Iterator[tuple]:
         ) from None
 
 
+def is_hostile(html: str) -> bool:
+    """Whether converting a post could take minutes: no site lets one be so long, or its tags be nested so
+    deep or closed so seldom."""
+    if len(html) > LONGEST_POST or html.count("<!") + html.count("<?") > MOST_DECLARATIONS:
+        return True
+    depth = 0
+    for closing, name in TAG.findall(html):
+        if name.lower() not in VOID:
+            depth = max(0, depth + (-1 if closing else 1))
+            if depth > DEEPEST:
+                return True
+    return html.count("<") > MOST_DECLARATIONS + 2 * sum(1 for _ in TAG.finditer(html))
+
+
+def without_tags(html: str) -> str:
+    """The text of a post, in linear time whatever it is."""
+    return unescape(re.sub(r"<[^<>]*>", "", html)).strip()
+
+
 def converter() -> Callable[[str], str]:
     """HTML -> Markdown, a function."""
     try:
@@ -194,9 +223,7 @@ def converter() -> Callable[[str], str]:
         def convert_pre(self, el: Any, text: str, parent_tags: Any) -> str:
             """Code as it is, between fences longer than any inside."""
             code = el.get_text().strip("\n")
-            fence = "```"
-            while fence in code:
-                fence += "`"
+            fence = "`" * max(3, 1 + max(map(len, re.findall("`+", code)), default=0))
             return f"\n\n{fence}\n{code}\n{fence}\n\n"
 
         def convert_img(self, el: Any, text: str, parent_tags: Any) -> str:
@@ -207,6 +234,8 @@ def converter() -> Callable[[str], str]:
     )
 
     def markdown(html: str) -> str:
+        if is_hostile(html):
+            return without_tags(html)
         try:
             soup = BeautifulSoup(html.replace("\r\n", "\n"), "html.parser")
         except ParserRejectedMarkup:  # "<![" that nothing closes: no site writes it

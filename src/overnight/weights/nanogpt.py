@@ -8,6 +8,7 @@ a vocabulary padded to 50,304 it uses every row in its loss, so all rows are in 
 import re
 import reprlib
 import warnings
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ def read(path: Path) -> Weights:
     """The weights of a checkpoint. Raises UserError for what is none, naming the field or tensor."""
     if not path.is_file():
         raise UserError(f"there is no file {path}.")
+    check_packing(path)
     try:
         with warnings.catch_warnings(action="ignore"):  # of what is refused
             saved = torch.load(path, map_location="cpu", weights_only=True)
@@ -57,6 +59,20 @@ def read(path: Path) -> Weights:
     assert isinstance(config.vocab_size, int)
     gpt2 = tokens.gpt2() if config.vocab_size in GPT2_ROWS else None
     return Weights(config, tensors, gpt2, config.vocab_size)
+
+
+def check_packing(path: Path) -> None:
+    """Raise UserError for a zip file whose content is larger than itself: torch stores tensors unpacked."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            entries = archive.infolist()
+    except (OSError, ValueError, NotImplementedError, zipfile.BadZipFile):
+        return  # of an old version of torch, or damaged: torch says so
+    packed = any(entry.compress_type != zipfile.ZIP_STORED for entry in entries)
+    if packed or sum(entry.file_size for entry in entries) > path.stat().st_size:
+        raise UserError(
+            f"{path} is not a checkpoint of torch: what is in it is packed (torch packs nothing)."
+        )
 
 
 def plain(value: Any) -> bool:
