@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from tests.conftest import MODERN, TINY, Outcome
+from tests.editing import edit
 
 from overnight import resolve
 from overnight.config import Config
@@ -70,8 +71,7 @@ def test_another_optimizer_does_not_go_on(cli: Cli, run: Path, data_folder: Path
     refused = cli(*line)
     assert refused.code == 2
     assert "optim.algorithm muon -> adamw" in refused.err
-    config = run / "config.json"
-    config.write_text(config.read_text().replace('"algorithm": "muon"', '"algorithm": "adamw"'))
+    edit(run / "config.json", lambda config: config["optim"].update(algorithm="adamw"))
     refused = cli(*line)
     assert refused.code == 2
     assert "optimizer.safetensors does not fit the model" in refused.err

@@ -88,6 +88,9 @@ def test_permissions_that_are_taken_away_for_a_while(data_folder: Path) -> None:
         process = subprocess.Popen(line, preexec_fn=without_override, stdout=subprocess.DEVNULL)
         try:
             wait_for_step(folder / "run", 6, process)
+            while not events(folder / "run", "checkpoint"):
+                assert process.poll() is None
+                time.sleep(0.01)
             (folder / "run").chmod(0o500)
             (folder / "run" / "checkpoints").chmod(0o500)
             while not events(folder / "run", "save_failed"):

@@ -251,7 +251,7 @@ def rewind(run: Path, size: int) -> None:
         return
     with open_regular(path) as file:
         content = file.read(min(size, os.fstat(file.fileno()).st_size))
-        if len(content) < size:  # cut short from outside; what is left of the last line is no record
+        if not content.endswith(b"\n"):  # cut or damaged from outside: what is left of a line is no record
             content = content[: content.rfind(b"\n") + 1]
         kept = list(later_events(file))
     try:

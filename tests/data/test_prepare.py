@@ -587,7 +587,8 @@ def children(parent: int) -> Path:
 
 def worker_begins(parent: int) -> bool:
     """Whether a process has a worker that is still importing what it needs."""
-    started = [Path("/proc", child) for child in children(parent).read_text().split()]
+    lists = Path(f"/proc/{parent}/task").glob("*/children")  # workers are started by threads
+    started = [Path("/proc", child) for path in lists for child in path.read_text().split()]
     workers = [child for child in started if b"spawn_main" in (child / "cmdline").read_bytes()]
     return any("numpy" in (worker / "maps").read_text() for worker in workers)
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from tests.conftest import Outcome
+from tests.editing import edit
 
 from overnight.report.again import option
 from overnight.visible import shell_word
@@ -126,8 +127,7 @@ def test_torch_is_not_needed(run: Path) -> None:
 def test_json_is_json_whatever_the_terminal_is(run: Path) -> None:
     records = (run / "records.jsonl").read_text().replace('"text": "', '"text": "é😀')
     (run / "records.jsonl").write_text(records)
-    config = (run / "config.json").read_text().replace('"prompt": "\\n"', '"prompt": "é😀"')
-    (run / "config.json").write_text(config)
+    edit(run / "config.json", lambda config: config["sample"].update(prompt="é😀"))
     code = "import sys; from overnight.cli import main; sys.argv[1:] = ['report', 'x', '--json']; main()"
     done = subprocess.run(
         [sys.executable, "-c", code],

@@ -12,7 +12,6 @@ from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from multiprocessing.connection import Connection
 from typing import Any, TypeVar
 
 import numpy as np
@@ -29,7 +28,7 @@ TRIES = 3  # workers that may be killed over the same batch
 READY = "ready"
 
 
-def work(pipe: Connection, described: dict[str, Any]) -> None:
+def work(pipe: Any, described: dict[str, Any]) -> None:
     """A worker process: the answer to a batch is the ids, or the error that encoding raised."""
     threading.Thread(target=end_with_parent, daemon=True).start()
     for number in (signal.SIGINT, signal.SIGTERM):  # they are for the parent, which ends its workers
@@ -74,7 +73,7 @@ class Worker:
     def __init__(self, described: dict[str, Any]):
         self._described = described
         self._process: Any = None
-        self._pipe: Connection
+        self._pipe: Any = None
         self._stopped = threading.Event()
 
     def encode(self, batch: Batch) -> Encoded:
