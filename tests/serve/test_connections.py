@@ -1,145 +1,37 @@
-"""Slow clients, greedy ones and those that never read: what each connection may cost.
-
-The server runs in this process with applications made for the test; time is what `sweep` is given, so that
-nothing here waits for a limit to pass.
-"""
+"""Slow clients, greedy ones and those that never read: what each connection may cost."""
 
 import asyncio
 import contextlib
-import gc
+import random
 import resource
 import socket
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncGenerator
 from pathlib import Path
 from typing import Any
 
 import pytest
-import uvicorn
 from tests.serve.running import Server, serving
+from tests.serve.wire import (
+    GET,
+    LARGE,
+    POST,
+    guarded,
+    hello,
+    large,
+    listening,
+    nothing_goes_wrong,
+    patient,
+    until,
+)
 
 from overnight.serve import connections
-from overnight.serve.connections import BACKLOG, CLOSING, HEAD, HEAD_WITHIN, LINES, SPARE, UNREAD, sweep
-from overnight.serve.guard import PIECE, Guard
-from overnight.verbs.serve import bind
+from overnight.serve.completions import Events
+from overnight.serve.connections import BACKLOG, CLOSING, HEAD_WITHIN, SPARE, UNREAD
+from overnight.serve.guard import PIECE
 
-GET = b"GET / HTTP/1.1\r\nHost: here\r\n\r\n"
-POST = b"POST / HTTP/1.1\r\nHost: here\r\nContent-Type: application/json\r\n"
-LARGE = 2 << 20  # bytes: more than the system takes for a client that does not read
-
-
-class Wire:
-    """A server with one application, and raw connections to it."""
-
-    def __init__(self, server: uvicorn.Server, port: int):
-        self.server, self.port = server, port
-
-    @property
-    def held(self) -> list[Any]:
-        return list(self.server.server_state.connections)
-
-    def later(self, seconds: float) -> None:
-        """Sweep as if so much time had passed."""
-        sweep(self.server.server_state.connections, asyncio.get_running_loop().time() + seconds)
-
-    async def open(self, sent: bytes = b"", receive_buffer: int = 0) -> "Client":
-        sock = socket.socket()
-        if receive_buffer:
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
-        sock.setblocking(False)
-        await asyncio.get_running_loop().sock_connect(sock, ("127.0.0.1", self.port))
-        address = sock.getsockname()
-        await until(lambda: any(one.client == address for one in self.held))
-        [protocol] = [one for one in self.held if one.client == address]
-        client = Client(sock, protocol)
-        await client.send(sent)
-        return client
-
-
-class Client:
-    """One connection, and the server's side of it."""
-
-    def __init__(self, sock: socket.socket, protocol: Any):
-        self.sock, self.protocol = sock, protocol
-        self.loop = asyncio.get_running_loop()
-
-    async def send(self, data: bytes) -> None:
-        await self.loop.sock_sendall(self.sock, data)
-
-    async def receive(self, ending: bytes) -> bytes:
-        """What comes, up to what ends so."""
-        parts = b""
-        while not parts.endswith(ending):
-            part = await self.loop.sock_recv(self.sock, 65_536)
-            assert part, f"closed after {parts[-300:]!r}"
-            parts += part
-        return parts
-
-    async def closed(self) -> bytes:
-        """What still comes until the server closes the connection."""
-        parts = b""
-        with contextlib.suppress(ConnectionResetError):
-            while part := await self.loop.sock_recv(self.sock, 65_536):
-                parts += part
-        return parts
-
-    @property
-    def is_open(self) -> bool:
-        return not self.protocol.transport.is_closing()
-
-
-async def until(ready: Callable[[], bool]) -> None:
-    """Let the server work until something is so."""
-    async with asyncio.timeout(60):
-        while not ready():
-            await asyncio.sleep(0.001)
-
-
-@contextlib.asynccontextmanager
-async def listening(app: Any, most: int = 512) -> AsyncIterator[Wire]:
-    with bind("127.0.0.1", 0) as sock:
-        server = uvicorn.Server(connections.config(app, most, lifespan="off", timeout_graceful_shutdown=1))
-        serving = asyncio.create_task(server.serve(sockets=[sock]))
-        port = sock.getsockname()[1]
-        await until(lambda: server.started)
-        try:
-            yield Wire(server, port)
-        finally:
-            for one in list(server.server_state.connections):
-                one.abort()
-            server.should_exit = True
-            await serving
-            gc.collect()  # tasks whose errors nobody saw say so here
-
-
-def guarded(app: Any) -> Guard:
-    return Guard(app, asyncio.Event())
-
-
-async def hello(scope: Any, receive: Any, send: Any) -> None:
-    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"5")]})
-    await send({"type": "http.response.body", "body": b"hello"})
-
-
-async def large(scope: Any, receive: Any, send: Any) -> None:
-    headers = [(b"content-length", str(LARGE).encode())]
-    await send({"type": "http.response.start", "status": 200, "headers": headers})
-    await send({"type": "http.response.body", "body": bytes(LARGE)})
-
-
-async def patient(scope: Any, receive: Any, send: Any) -> None:
-    """Answers nothing until the client has gone."""
-    while (await receive())["type"] != "http.disconnect":
-        pass
-
-
-@pytest.fixture(autouse=True)
-def nothing_goes_wrong(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
-    """No client can make the server log an error."""
-    yield
-    assert [record.getMessage() for record in caplog.records if record.levelname == "ERROR"] == []
-
+__all__ = ["nothing_goes_wrong"]
 
 # A request that does not come
 
@@ -277,9 +169,38 @@ def test_a_client_that_reads_slowly_but_steadily_gets_everything() -> None:
     asyncio.run(ask())
 
 
+def test_a_stream_that_is_not_read_ends_its_source() -> None:
+    """However much the source has to say: it is asked for no more than the client and the system take."""
+
+    async def attack() -> None:
+        ended = asyncio.Event()
+
+        async def source() -> AsyncGenerator[bytes, None]:
+            try:
+                while True:
+                    yield bytes(100_000)
+            finally:
+                ended.set()
+
+        async def app(scope: Any, receive: Any, send: Any) -> None:
+            await Events(source())(scope, receive, send)
+
+        async with listening(guarded(app)) as wire:
+            client = await wire.open(GET)
+            await until(lambda: client.protocol.flow.write_paused)
+            wire.later(0)
+            wire.later(UNREAD - 1)
+            assert client.is_open
+            assert client.protocol.output.unread <= 2 * PIECE + 100
+            wire.later(UNREAD + 1)
+            await asyncio.wait_for(ended.wait(), 60)
+
+    asyncio.run(attack())
+
+
 def test_an_answer_in_pieces_is_the_same_answer() -> None:
     async def ask() -> None:
-        body = bytes(range(256)) * 1024
+        body = random.Random(1).randbytes(262_144)
 
         async def app(scope: Any, receive: Any, send: Any) -> None:
             headers = [(b"content-length", str(len(body)).encode())]
@@ -355,125 +276,6 @@ def test_one_answer_is_read_before_the_next_request_is_answered() -> None:
             assert asked == ["/"]
 
     asyncio.run(attack())
-
-
-# Heads and bodies
-
-
-@pytest.mark.parametrize(
-    ("head", "status"),
-    [
-        (b"Cookie: " + b"a" * HEAD, b"431"),
-        (b"Cookie: " + b"a" * 10 * HEAD, b"431"),
-        (b"a:\r\n" * LINES, b"431"),
-        (b"a:" + b" " * (HEAD // 2) + b"\x00", b"400"),
-        (b"a: \x0b", b"400"),
-        (b"a: b\r c", b"400"),
-        (b"no colon", b"400"),
-    ],
-)
-@pytest.mark.parametrize("answered", [0, 1])
-@pytest.mark.parametrize("step", [1000, 1 << 20])
-def test_heads_are_bounded(head: bytes, status: bytes, answered: int, step: int) -> None:
-    async def attack() -> None:
-        async with listening(hello) as wire:
-            client = await wire.open(GET * answered)
-            await client.receive(b"hello" if answered else b"")
-            sent = GET[:-2] + head + b"\r\n\r\n"
-            with contextlib.suppress(ConnectionError):  # it need not read to the end
-                for begin in range(0, len(sent), step):
-                    await client.send(sent[begin : begin + step])
-            got = await client.closed()
-            assert got == b"" or got.startswith(b"HTTP/1.1 " + status)
-            assert got or len(sent) > HEAD
-            assert wire.held == []
-
-    asyncio.run(attack())
-
-
-def test_the_largest_head_that_is_allowed_is_answered() -> None:
-    async def ask() -> None:
-        async with listening(guarded(hello)) as wire:
-            client = await wire.open(GET[:-2] + b"Cookie: " + b"a; " * ((HEAD - 100) // 3) + b"\r\n\r\n")
-            assert (await client.receive(b"hello")).startswith(b"HTTP/1.1 200")
-
-    asyncio.run(ask())
-
-
-def test_whitespace_that_a_regular_expression_would_rescan_is_never_matched() -> None:
-    """h11 takes half a second for each of these; a hundred are nothing in linear time."""
-
-    async def attack() -> None:
-        async with listening(hello) as wire:
-            for _ in range(100):
-                client = await wire.open(GET[:-2] + b"a:" + b" " * (HEAD - 100) + b"\x00\r\n\r\n")
-                await client.closed()
-
-    with asyncio.Runner() as runner:
-        runner.run(asyncio.wait_for(attack(), 30))
-
-
-def echo(collected: list[bytes]) -> Any:
-    async def app(scope: Any, receive: Any, send: Any) -> None:
-        collected.append((await receive())["body"])
-        await hello(scope, receive, send)
-
-    return guarded(app)
-
-
-def test_a_body_in_tiny_chunks_arrives_whole() -> None:
-    async def ask() -> None:
-        bodies: list[bytes] = []
-        async with listening(echo(bodies)) as wire:
-            client = await wire.open(POST + b"Transfer-Encoding: chunked\r\n\r\n")
-            await client.send(b"1\r\na\r\n" * 10_000 + b"0\r\n\r\n")
-            await client.receive(b"hello")
-            assert bodies == [b"a" * 10_000]
-
-    asyncio.run(ask())
-
-
-@pytest.mark.parametrize(
-    "body",
-    [
-        b"1;" + b"x" * 100_000,
-        b"1;" + b" " * 1000 + b"\n\r\n",
-        b"0\r\n" + b"a: b\r\n" * 10_000,
-        b"0\r\na:" + b" " * 1000 + b"\x00\r\n\r\n",
-        b"FFFFFFFFFFFFFFFFFFFFFFFF\r\n",
-        b"1\r\nabc",
-        b"-1\r\n",
-    ],
-)
-def test_chunks_that_are_none_end_the_connection(body: bytes) -> None:
-    async def attack() -> None:
-        bodies: list[bytes] = []
-        async with listening(echo(bodies)) as wire:
-            client = await wire.open(POST + b"Transfer-Encoding: chunked\r\n\r\n")
-            with contextlib.suppress(ConnectionError):
-                await client.send(body)
-            got = await client.closed()
-            assert got == b"" or got.startswith(b"HTTP/1.1 400")
-            assert bodies == []
-            assert wire.held == []
-
-    asyncio.run(attack())
-
-
-def test_a_client_that_asks_whether_to_go_on_is_refused_before_it_sends_its_body() -> None:
-    async def ask() -> None:
-        bodies: list[bytes] = []
-        async with listening(echo(bodies)) as wire:
-            expect = b"Expect: 100-continue\r\n"
-            client = await wire.open(POST + expect + b"Content-Length: 5\r\n\r\n")
-            await client.receive(b"100 Continue\r\n\r\n")
-            await client.send(b"12345")
-            await client.receive(b"hello")
-            assert bodies == [b"12345"]
-            client = await wire.open(POST + expect + b"Content-Length: 500000\r\n\r\n")
-            assert (await client.receive(b"}")).startswith(b"HTTP/1.1 413")
-
-    asyncio.run(ask())
 
 
 # Too many

@@ -180,17 +180,17 @@ def with_headers(send: Send) -> Send:
 
 def in_pieces(send: Send) -> Send:
     """Hand a body on piece by piece. uvicorn waits before each while the client does not read, so that a
-    connection never holds more than two of them."""
+    connection never holds more than two of them. Between pieces, other connections get their turn: to one
+    that is lost, uvicorn lets an endless stream be sent without a pause."""
 
     async def sending(message: Message) -> None:
-        body = message.get("body", b"")
-        if len(body) <= PIECE:
-            await send(message)
-            return
-        view, more = memoryview(body), message.get("more_body", False)
-        for begin in range(0, len(body), PIECE):
-            last = begin + PIECE >= len(body)
-            await send({**message, "body": view[begin : begin + PIECE], "more_body": more if last else True})
+        body, more = memoryview(message.get("body", b"")), message.get("more_body", False)
+        while len(body) > PIECE:
+            await send({**message, "body": body[:PIECE], "more_body": True})
+            await asyncio.sleep(0)
+            body = body[PIECE:]
+        await send({**message, "body": body, "more_body": more} if "body" in message else message)
+        await asyncio.sleep(0)
 
     return sending
 
