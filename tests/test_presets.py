@@ -8,7 +8,7 @@ import torch
 from overnight import plan
 from overnight.config import Config, LoaderConfig, ModelConfig, OptimConfig
 from overnight.models.gpt2 import GPT
-from overnight.presets import PRESETS
+from overnight.presets import PRESETS, usual_lr
 
 # layers, heads, width, context; peak and final learning rate, warm-up; steps, tokens a step;
 # millions of parameters with GPT-2's 50,257 tokens
@@ -114,3 +114,14 @@ def test_presets_share_what_they_do_not_say(name: str) -> None:
     assert (config.run, config.seed) == (name, 1337)
     assert config.loader == LoaderConfig("shuffled")
     assert {config.device, config.precision, config.compile, config.micro_batch} == {"auto"}
+
+
+@pytest.mark.parametrize(
+    ("preset", "lr", "wanted"),
+    [
+        ("gpt2-124m", 1e30, 6e-4), ("gpt2-124m", 6e-4, 3e-4), ("gpt2-124m", 1e-3, 5e-4),
+        ("modern-124m", 100.0, 0.025), ("mine", 1e30, 6e-4), ("", 1e-5, 5e-6),
+    ],
+)  # fmt: skip
+def test_a_lower_rate_is_half_or_the_presets_own(preset: str, lr: float, wanted: float) -> None:
+    assert usual_lr(preset, lr) == wanted

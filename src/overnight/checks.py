@@ -2,8 +2,20 @@
 
 import dataclasses
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from types import MappingProxyType
 from typing import Any
+
+RAMP_START = 32_768  # tokens a step at the start of a batch ramp (GPT-3's paper, table 2.1 and appendix B)
+# Above all that is used, below what makes torch overflow or a loop never end. Whole numbers of all other
+# options: what a float holds exactly.
+LARGEST = 2**53
+LIMITS: dict[str, float] = {
+    "lr": 100.0, "min_lr": 100.0, "embedding_lr": 100.0, "head_lr": 100.0, "scalar_lr": 100.0,
+    "weight_decay": 1000.0, "eps": 1.0, "seed": 2**63 - 1,
+    "n_layer": 10_000, "n_head": 2**32, "n_embd": 2**32, "block_size": 2**32, "vocab_size": 2**32,
+    "batch_tokens": 2**32, "count": 10_000, "samples": 10_000, "length": 2**32, "temperature": 1e9,
+}  # fmt: skip
 
 
 def at_least(config: Any, prefix: str, least: int, *names: str) -> Iterator[str]:
@@ -14,17 +26,20 @@ def at_least(config: Any, prefix: str, least: int, *names: str) -> Iterator[str]
             yield f"{prefix}{name.replace('_', '-')} is {value}: give {least} or more."
 
 
-def at_most(config: Any, prefix: str, most: float, *names: str) -> Iterator[str]:
-    """A problem for each named field that holds a number above `most`."""
-    for name in names:
-        value = getattr(config, name)
-        if isinstance(value, int | float) and value > most:
-            yield f"{prefix}{name.replace('_', '-')} is {value}: give {most:,} or less."
+def above_limits(config: Any, usual: Mapping[str, float] = MappingProxyType({})) -> Iterator[str]:
+    """A problem for each field, at any depth, with a number above its limit. usual: ones to name then."""
+    for name, value in fields_of(config):
+        most = LIMITS.get(name.rpartition(".")[2], LARGEST if isinstance(value, int) else math.inf)
+        if isinstance(value, int | float) and most < value < math.inf:
+            limit = f"{most:,}" if isinstance(most, int) else f"{most:,g}"
+            hint = f"; {usual[name]:g} is usual" if name in usual else ""
+            yield f"{name.replace('_', '-')} is {shown(value)}: give at most {limit}{hint}."
 
 
-def seed_problems(seed: int) -> Iterator[str]:
-    if seed >= 2**63:
-        yield f"seed is {seed}: give less than 2**63."
+def shown(value: float) -> str:
+    """A number as it was given; of a whole one with very many digits, how many those are."""
+    digits = str(value)
+    return digits if len(digits) <= 40 else f"a number of {len(digits)} digits"
 
 
 def not_finite(config: Any) -> Iterator[str]:
@@ -45,3 +60,20 @@ def fields_of(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield from fields_of(value, f"{prefix}{one.name}.")
         else:
             yield f"{prefix}{one.name}", value
+
+
+def batch_problems(config: Any) -> Iterator[str]:
+    """Where a step's tokens are not a multiple of what all ranks compute at once."""
+    rows = config.micro_batch if isinstance(config.micro_batch, int) else 1
+    unit = max(1, rows) * config.model.block_size * config.processes
+    parts = "" if config.micro_batch == "auto" else f"micro-batch {rows} x "
+    parts += f"context {config.model.block_size} x processes {config.processes} = {unit}"
+    if config.batch_tokens % unit:
+        below, above = config.batch_tokens // unit * unit, -(-config.batch_tokens // unit) * unit
+        fits = f"{below} or {above}" if below else f"{above}"
+        yield f"batch-tokens {config.batch_tokens} is not a multiple of {parts}: give {fits}."
+    elif config.optim.ramp_tokens and (RAMP_START % unit or config.batch_tokens % RAMP_START):
+        yield (
+            f"optim.ramp-tokens starts from {RAMP_START} tokens a step: they must be a multiple of "
+            f"{parts} and divide batch-tokens {config.batch_tokens}."
+        )

@@ -6,17 +6,78 @@ terms; "auto" is resolved before step 0 and what it chose is written to config.j
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from overnight.checks import at_least, at_most, not_finite, seed_problems
+from overnight.checks import RAMP_START, above_limits, at_least, batch_problems, not_finite
 from overnight.errors import near, refuse
-from overnight.model_config import Auto, ModelConfig
 
+Auto = Literal["auto"]
 TRACKERS = ("tensorboard", "wandb")
-LARGEST_LR = 100.0  # of any tensor: a hundred times those of the recipes with the largest ones
 LARGE_EMBEDDING_LR = 0.05  # GPT-2's embedding is N(0, 0.02), and AdamW moves each number by the rate
-RAMP_START = 32_768  # tokens a step at the start of a batch ramp (GPT-3's paper, table 2.1 and appendix B)
+MUON_LR = 0.025  # usual with Muon (presets.with_muon)
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The network (models/gpt2.py, models/modern.py)."""
+
+    architecture: Literal["gpt2", "modern"] = field(default="gpt2", kw_only=True)
+    """GPT-2's, or with what has been learnt since."""
+    n_layer: int = 12
+    """Blocks of attention and MLP."""
+    n_head: int = 12
+    """Attention heads of a block; divides n_embd. 0: heads of 128 (or one, of less)."""
+    n_embd: int = 768
+    """Width of the residual stream. 0: 64 a layer, rounded up to heads of 128."""
+    block_size: int = 1024
+    """Context: tokens of a window, the most that attention sees."""
+    vocab_size: int | Auto = "auto"
+    """Rows of the embedding; auto: the tokenizer's ids, padded to a multiple of 64 on CUDA."""
+    bias: bool = True
+    """Biases in linear layers and norms."""
+    activation: Literal["gelu_tanh", "gelu", "relu2"] = "gelu_tanh"
+    """GPT-2's tanh approximation, the exact GELU, or ReLU squared (modern)."""
+    dropout: float = 0.0
+    """Fraction of activations set to 0 in training."""
+    attention: Literal["flash", "manual"] = "flash"
+    """torch's fused kernel, or the formula spelt out."""
+    residual: Literal["low", "fp32"] = "low"
+    """Residual stream: as matrix products where those are in bf16; or in fp32 always."""
+    logits: Literal["parts", "whole"] = "parts"
+    """In training: of some positions at a time, or of the whole micro-batch."""
+
+    def sized(self) -> "ModelConfig":
+        """The same, with the width that goes with the depth in the place of 0, and so many heads of 128."""
+        n_embd = self.n_embd or 128 * -(-self.n_layer // 2)
+        return replace(self, n_embd=n_embd, n_head=self.n_head or max(1, n_embd // 128))
+
+    def problems(self) -> Iterator[str]:
+        yield from at_least(self, "model.", 1, "n_layer", "block_size", "vocab_size")
+        yield from at_least(self, "model.", 0, "n_head", "n_embd")
+        n_head, n_embd = self.sized().n_head, self.sized().n_embd
+        if self.n_head == 0 and n_embd > 128 and n_embd % 128:
+            yield f"model.n-head 0 is heads of 128, and model.n-embd {n_embd} no multiple: give a number."
+        elif n_head > 0 and n_embd % n_head:
+            fits = [str(n) for n in range(1, min(n_embd, 64) + 1) if n_embd % n == 0]
+            yield (
+                f"model.n-head {n_head} does not divide model.n-embd {n_embd}: give one of {', '.join(fits)}."
+            )
+        elif self.architecture == "modern" and min(n_head, n_embd) > 0 and n_embd // n_head % 2:
+            yield f"heads of {n_embd // n_head} cannot be turned in pairs: give another model.n-head."
+        if not 0 <= self.dropout < 1:
+            yield f"model.dropout is {self.dropout}: give 0 or more, less than 1."
+        yield from self.architecture_problems()
+
+    def architecture_problems(self) -> Iterator[str]:
+        """What this architecture does not have."""
+        if self.architecture == "gpt2" and self.activation == "relu2":
+            yield "model.activation relu2 is for model.architecture modern: give gelu_tanh or gelu."
+        if self.architecture == "modern" and (self.bias or self.activation != "relu2" or self.dropout):
+            yield (
+                "model.architecture modern has no biases, no dropout, and ReLU squared: give --model.no-bias "
+                "--model.dropout 0 --model.activation relu2."
+            )
 
 
 @dataclass(frozen=True)
@@ -58,15 +119,19 @@ class OptimConfig:
     momentum_steps: int = 300
     """Steps in which it rises to that from 0.85."""
 
+    def usual(self) -> dict[str, float]:
+        """Learning rates to name where one is far too high."""
+        return {
+            "optim.lr": MUON_LR if self.algorithm == "muon" else OptimConfig.lr,
+            "optim.min_lr": OptimConfig.min_lr,
+            "optim.embedding_lr": OptimConfig.embedding_lr,
+            "optim.head_lr": OptimConfig.head_lr,
+            "optim.scalar_lr": OptimConfig.scalar_lr,
+        }
+
     def problems(self) -> Iterator[str]:
         yield from at_least(self, "optim.", 0, "min_lr", "warmup_steps", "weight_decay", "grad_clip")
         yield from at_least(self, "optim.", 0, "ramp_tokens", "momentum_steps")
-        for name in ("lr", "embedding_lr", "head_lr", "scalar_lr"):
-            if getattr(self, name) > LARGEST_LR:  # torch's kernels overflow beyond fp32
-                usual = getattr(type(self), name)
-                problem = f"optim.{name.replace('_', '-')} is {getattr(self, name):g}"
-                yield f"{problem}: give {LARGEST_LR:g} or less; {usual:g} is usual."
-        yield from at_most(self, "optim.", 1000, "weight_decay", "eps")
         for name in ("lr", "eps", "embedding_lr", "head_lr", "scalar_lr"):
             if not getattr(self, name) > 0:
                 yield f"optim.{name.replace('_', '-')} is {getattr(self, name)}: give a number above 0."
@@ -194,13 +259,12 @@ class Config:
     def problems(self) -> Iterator[str]:
         """Everything that is wrong with this config, each with its remedy."""
         yield from not_finite(self)
+        yield from (too_large := list(above_limits(self, self.optim.usual())))
         yield from at_least(
             self, "", 1, "steps", "batch_tokens", "micro_batch", "processes", "val_tokens", "keep"
         )
         yield from at_least(self, "", 0, "seed", "eval_every", "save_every", "sample_every", "max_minutes")
         yield from at_least(self, "", 0, "hellaswag_every", "hellaswag_items", "max_restarts")
-        yield from at_most(self, "", 2**48, "steps", "batch_tokens", "micro_batch", "processes")
-        yield from seed_problems(self.seed)
         for name in self.trackers:
             if name not in TRACKERS:
                 hint = near(name, TRACKERS)
@@ -215,23 +279,8 @@ class Config:
                 f"optim.embedding-lr {self.optim.embedding_lr} is for the modern network's embedding, "
                 "50 times as large as GPT-2's: give about 6e-4, and optim.scalar-lr too."
             )
-        if min(self.batch_tokens, self.model.block_size, self.processes) > 0:
-            yield from self.batch_problems()
-
-    def batch_problems(self) -> Iterator[str]:
-        rows = self.micro_batch if isinstance(self.micro_batch, int) else 1
-        unit = max(1, rows) * self.model.block_size * self.processes
-        parts = "" if self.micro_batch == "auto" else f"micro-batch {rows} x "
-        parts += f"context {self.model.block_size} x processes {self.processes} = {unit}"
-        if self.batch_tokens % unit:
-            below, above = self.batch_tokens // unit * unit, -(-self.batch_tokens // unit) * unit
-            fits = f"{below} or {above}" if below else f"{above}"
-            yield f"batch-tokens {self.batch_tokens} is not a multiple of {parts}: give {fits}."
-        elif self.optim.ramp_tokens and (RAMP_START % unit or self.batch_tokens % RAMP_START):
-            yield (
-                f"optim.ramp-tokens starts from {RAMP_START} tokens a step: they must be a multiple of "
-                f"{parts} and divide batch-tokens {self.batch_tokens}."
-            )
+        if min(self.batch_tokens, self.model.block_size, self.processes) > 0 and not too_large:
+            yield from batch_problems(self)
 
     def sequences(self, step: int) -> int:
         """Windows of step `step` (0 is the first): constant, or GPT-3's ramp in multiples of its start."""

@@ -4,6 +4,7 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
+from overnight.checks import LARGEST, LIMITS
 from overnight.data.batches import key
 from overnight.data.tokens import Tokenizer
 from overnight.decode import Sampling
@@ -41,8 +42,8 @@ class Settings:
         except ValueError:
             raise UserError(f":{name} takes a number, not '{value}'.") from None
         least = {"temperature": 0, "top-k": 0, "top-p": 0, "length": 1, "seed": 0}[name]
-        most = {"top-p": 1.0, "seed": 2**63 - 1}.get(name, float("inf"))
-        if not least <= number <= most or (name == "top-p" and number == 0) or number == float("inf"):
+        most = 1.0 if name == "top-p" else LIMITS.get(name, LARGEST)
+        if not least <= number <= most or (name == "top-p" and number == 0):
             raise UserError(f":{name} {value} is out of range.")
         match name:
             case "seed":

@@ -20,6 +20,7 @@ from overnight.records import Records
 from overnight.start import Start, describe
 from overnight.terminal import Status, duration, size
 from overnight.trackers import Trackers
+from overnight.visible import shell_path
 from overnight.watch import WINDOW, Watch
 from overnight.world import World, peak_flops
 
@@ -213,7 +214,7 @@ class Journal:
         self.event(self.config.steps, "done", last_val)
         self.say(
             f"Done: {self.config.steps:,} steps, {duration(time.monotonic() - self.began)} in this process. "
-            f"Now: overnight report {self.run}, overnight sample {self.run}"
+            f"Now: overnight report {shell_path(self.run)}, overnight sample {shell_path(self.run)}"
         )
 
 

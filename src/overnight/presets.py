@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from overnight.config import Config, ModelConfig, OptimConfig, SampleConfig
+from overnight.config import MUON_LR, Config, ModelConfig, OptimConfig, SampleConfig
 
 HALF_MILLION = 524_288  # tokens a step: 2**19, the power of two nearest to GPT-3's 0.5 M
 
@@ -192,7 +192,7 @@ def modern(depth: int) -> ModelConfig:
 def with_muon(**changes: Any) -> OptimConfig:
     """Muon, level for 30% of the steps and down to 0 over 70%, as the speedrun has it; `changes` to that."""
     recipe = OptimConfig(
-        algorithm="muon", lr=0.025, min_lr=0.0, warmup_steps=0, schedule="trapezoid", weight_decay=0.05,
+        algorithm="muon", lr=MUON_LR, min_lr=0.0, warmup_steps=0, schedule="trapezoid", weight_decay=0.05,
         betas=(0.8, 0.95), eps=1e-10, grad_clip=0.0,
     )  # fmt: skip
     return replace(recipe, **changes)

@@ -13,7 +13,7 @@ from tests.conftest import Outcome
 from tests.report.made import Night, fineweb, full_night, lecture, make_run
 
 from overnight import lock
-from overnight.config import LARGEST_LR
+from overnight.checks import LIMITS
 from overnight.report import facts
 from overnight.report.verdict import verdict
 
@@ -246,7 +246,7 @@ def test_a_loss_far_above_guessing_has_diverged_and_the_remedy_is_a_usual_rate(
     config = lecture(place)
     make_run(place, config, night)
     described = json.loads((place / "config.json").read_text())
-    described["optim"]["lr"] = min(lr, LARGEST_LR)
+    described["optim"]["lr"] = min(lr, LIMITS["lr"])
     (place / "config.json").write_text(json.dumps(described))
     assert (
         "bad",

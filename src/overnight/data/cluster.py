@@ -28,7 +28,7 @@ from overnight.data.shards import count_of
 from overnight.data.splits import BY_HASH, BY_TAIL, RULES, Splits, chosen_for_validation
 from overnight.data.staging import already_there, staging
 from overnight.errors import UserError
-from overnight.files import open_new, read_json, sync, to_json, write_synced
+from overnight.files import open_new, read_json, reason, sync, to_json, write_synced
 
 TASK = re.compile(r"task_[0-9]+_of_[0-9]{1,9}\.json")
 PART = re.compile(r"[0-9a-f]{16}")  # what a part's files are called
@@ -179,7 +179,7 @@ class Finish(PipelineStep):
             index = np.array(np.lib.format.open_memmap(path.with_suffix(".npy"), mode="r"))  # never a pickle
         except OSError as error:
             raise UserError(
-                f"cannot read {error.filename or path}: {error.strerror}. Tokenise anew."
+                f"cannot read {error.filename or path}: {reason(error)}. Tokenise anew."
             ) from None
         except Exception:  # bytes that are no array fail in many ways
             raise UserError(f"{path.with_suffix('.npy')} is damaged. Tokenise anew.") from None

@@ -9,6 +9,7 @@ from overnight.data import tokens
 from overnight.data.shards import Shard, Tokens, check_entries, count_of, open_shard
 from overnight.errors import UserError
 from overnight.files import read_json, sha256_file
+from overnight.visible import shell_path
 
 MANIFEST, TOKENIZER = "manifest.json", "tokenizer.json"
 BY_FIRST_SHARD = "the first shard in the dataset's order"  # the lecture's and llm.c's split of FineWeb
@@ -66,7 +67,7 @@ class Data:
         if not path.is_file():
             raise UserError(
                 f"no prepared data in {folder} (no {MANIFEST} there).",
-                f"Make some: overnight prepare SOURCE --out {folder}",
+                f"Make some: overnight prepare SOURCE --out {shell_path(folder)}",
             )
         described = read_json(path, "manifest", seal=True)
         try:

@@ -21,6 +21,7 @@ import numpy as np
 from overnight.data.tokens import Tokenizer
 from overnight.errors import UserError
 from overnight.evals.continuations import Item, encode_pair, score
+from overnight.files import read_bytes, reason
 from overnight.models.networks import Network
 from overnight.world import World
 
@@ -44,9 +45,9 @@ class Question:
 def read(path: Path, limit: int = 0) -> list[Question]:
     """The first `limit` questions of a jsonl file, or all. Raises UserError with the line of a mistake."""
     try:
-        lines = path.read_bytes().splitlines()
+        lines = read_bytes(path).splitlines()
     except OSError as error:
-        raise UserError(f"cannot read the HellaSwag file {path}: {error.strerror}.") from None
+        raise UserError(f"cannot read the HellaSwag file {path}: {reason(error)}.") from None
     found = []
     for number, line in enumerate(lines, 1):
         if line.strip():

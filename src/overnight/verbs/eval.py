@@ -11,7 +11,7 @@ from typing import Any, Literal
 from tyro.conf import Positional
 
 from overnight.arguments import parse
-from overnight.checks import at_least
+from overnight.checks import above_limits, at_least
 from overnight.errors import DONE, UserError, refuse
 from overnight.verbs import Device, Precision
 
@@ -52,7 +52,7 @@ class Eval:
     """Of matrix products."""
 
     def __post_init__(self) -> None:
-        refuse(at_least(self, "", 0, "context", "val_tokens", "items"))
+        refuse([*at_least(self, "", 0, "context", "val_tokens", "items"), *above_limits(self)])
 
 
 def run(arguments: list[str]) -> int:

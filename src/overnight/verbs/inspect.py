@@ -29,6 +29,7 @@ def run(arguments: list[str]) -> int:
     from overnight.files import clear_disk_errors, write_synced
     from overnight.overwriting import overwrite_problem
     from overnight.terminal import say
+    from overnight.visible import one_line
     from overnight.weights.tensors import shapes
 
     loaded = resolve.load(wanted.model, torch.device("cpu"))
@@ -39,7 +40,7 @@ def run(arguments: list[str]) -> int:
         raise UserError(problem)
     tensors = {name: loaded.weights.tensors[name] for name in shapes(loaded.weights.config)}  # in its order
     rows = list(inspection.statistics(tensors))
-    say(f"{loaded.origin}: {sum(row.numbers for row in rows):,} numbers in {len(rows)} tensors")
+    say(f"{one_line(loaded.origin)}: {sum(row.numbers for row in rows):,} numbers in {len(rows)} tensors")
     say(f"  {'name':28} {'shape':>14} {'mean':>10} {'deviation':>10}")
     for row in rows:
         say(f"  {row.name:28} {inspection.shape_of(row):>14} {row.mean:>10.5f} {row.deviation:>10.5f}")
@@ -48,5 +49,5 @@ def run(arguments: list[str]) -> int:
         out.parent.mkdir(parents=True, exist_ok=True)
         write_synced(out, page)
     pictures = ", with pictures of the position embeddings" if "wpe.weight" in tensors else ""
-    say(f"{out}: the same{pictures}.")
+    say(f"{one_line(str(out))}: the same{pictures}.")
     return DONE

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from overnight.arguments import parse
-from overnight.checks import at_least
+from overnight.checks import above_limits, at_least
 from overnight.config import Auto, ModelConfig
 from overnight.errors import DONE, Failure, UserError, near, refuse
 from overnight.presets import PRESETS
@@ -44,6 +44,7 @@ class Ladder:
 
     def problems(self) -> Iterator[str]:
         yield from at_least(self, "", 1, "micro_batch", "steps")
+        yield from above_limits(self)
         if self.preset and self.preset not in PRESETS:
             hint = near(self.preset, PRESETS)
             yield f"unknown preset '{self.preset}'.{hint} The presets are {', '.join(PRESETS)}."
@@ -59,6 +60,7 @@ def run(arguments: list[str]) -> int:
     from overnight.environment import environment
     from overnight.files import clear_disk_errors, to_json, write_synced
     from overnight.terminal import Status, duration
+    from overnight.visible import one_line
 
     device = world.choose_device(wanted.device)
     place = ladder.place_of(device)
@@ -97,7 +99,7 @@ def run(arguments: list[str]) -> int:
             reason = found["rungs"][0]["reason"] or "the loss is not a number"
             raise Failure(f"nothing could be measured: {reason}")
         write_synced(chart, ladder_page.page(found))
-    status.say(f"{out}: these figures. {chart}: a chart beside the lecture's.")
+    status.say(one_line(f"{out}: these figures. {chart}: a chart beside the lecture's."))
     return DONE
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from tyro.conf import Positional
 
 from overnight.arguments import parse
-from overnight.checks import at_least
+from overnight.checks import above_limits, at_least
 from overnight.data import SHARD_TOKENS
 from overnight.errors import DONE, refuse
 
@@ -31,7 +31,7 @@ class Prepare:
     safe."""
 
     def __post_init__(self) -> None:
-        refuse(at_least(self, "", 0, "workers"))
+        refuse([*at_least(self, "", 0, "workers"), *above_limits(self)])
 
 
 def run(arguments: list[str]) -> int:

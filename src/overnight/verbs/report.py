@@ -95,6 +95,7 @@ def write(runs: "list[Run]", costs: "Costs", out: str) -> None:
     from overnight.report.page import is_report, page
     from overnight.report.verdict import verdict
     from overnight.terminal import say
+    from overnight.visible import one_line
 
     path = Path(out) if out else (runs[0].path / FILE if len(runs) == 1 else Path(FILE))
     if problem := overwrite_problem(path, is_report, "is no report"):
@@ -106,4 +107,4 @@ def write(runs: "list[Run]", costs: "Costs", out: str) -> None:
     for one in runs:
         said = verdict(one)
         say(f"{one.name}: {said[0].text}" if len(runs) > 1 else said[0].text)
-    say(f"{path}: verdict, curves and samples; open it in a browser.")
+    say(f"{one_line(str(path))}: verdict, curves and samples; open it in a browser.")

@@ -8,7 +8,7 @@ from typing import Annotated
 from tyro.conf import Positional, UseAppendAction, arg
 
 from overnight.arguments import parse
-from overnight.checks import at_least, not_finite, seed_problems
+from overnight.checks import above_limits, at_least, not_finite
 from overnight.errors import DONE, UserError, refuse
 from overnight.verbs import Device, Precision
 from overnight.visible import visible
@@ -48,9 +48,9 @@ class Sample:
 
     def problems(self) -> Iterator[str]:
         yield from not_finite(self)
+        yield from above_limits(self)
         yield from at_least(self, "", 1, "samples", "length")
         yield from at_least(self, "", 0, "temperature", "top_k", "seed")
-        yield from seed_problems(self.seed)
         if self.interactive and (self.prompt or self.samples > 1):
             yield "--interactive asks for prompts itself: leave --prompt and --samples out."
         if not 0 < self.top_p <= 1:

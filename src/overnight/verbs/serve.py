@@ -12,7 +12,7 @@ from urllib.parse import quote
 from tyro.conf import Positional
 
 from overnight.arguments import parse
-from overnight.checks import at_least, not_finite
+from overnight.checks import above_limits, at_least, not_finite
 from overnight.errors import DONE, UserError, refuse
 from overnight.verbs import Device, Precision
 
@@ -50,6 +50,7 @@ class Serve:
 
     def problems(self) -> Iterator[str]:
         yield from not_finite(self)
+        yield from above_limits(self)
         yield from at_least(self, "", 0, "port", "rows")
         yield from at_least(self, "", 1, "max_tokens", "timeout")
         if self.rows > 4096:

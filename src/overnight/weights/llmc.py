@@ -16,6 +16,7 @@ from overnight.config import ModelConfig
 from overnight.data import tokens
 from overnight.data.tokens import Tokenizer
 from overnight.errors import UserError
+from overnight.files import open_regular, reason
 from overnight.weights.tensors import LARGEST, Weights, shapes, with_biases
 
 HEADER_BYTES = 256 * 4
@@ -39,11 +40,11 @@ def read(path: Path) -> Weights:
     """The weights in a model file, the padded rows left out; bf16 becomes fp32. Raises UserError with the
     offset of what is wrong."""
     try:
-        with open(path, "rb") as file:
+        with open_regular(path) as file:
             start = file.read(HEADER_BYTES)
             size = path.stat().st_size
     except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}.") from None
+        raise UserError(f"cannot read {path}: {reason(error)}.") from None
     if len(start) < HEADER_BYTES:
         raise UserError(f"{path} is cut short at byte {size:,}, inside its header of {HEADER_BYTES:,}.")
     magic, version, context, ids, layers, heads, width, rows = np.frombuffer(start, "<i4")[:8].tolist()
