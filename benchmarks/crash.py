@@ -21,7 +21,7 @@ sys.path.insert(0, str(ROOT))  # for tests.violence
 from tests.violence import command, events, kill, killed_at, measured, sabotaged  # noqa: E402
 
 from common import save  # noqa: E402
-from overnight.checkpoint import OPTIMIZER, WEIGHTS, folder, list_steps  # noqa: E402
+from overnight.saved import OPTIMIZER, WEIGHTS, folder, list_steps  # noqa: E402
 from overnight.terminal import duration  # noqa: E402
 
 SMALL = "--device cpu --model.n-layer 2 --model.n-head 2 --model.n-embd 32 --model.block-size 32".split()

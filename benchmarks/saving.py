@@ -19,7 +19,7 @@ from typing import Any
 
 from common import last_step, overnight, save
 from overnight import records
-from overnight.checkpoint import list_steps
+from overnight.saved import list_steps
 
 SAVE_EVERY, SAVES = 40, 2
 INTERVAL = 250  # steps between checkpoints of the preset

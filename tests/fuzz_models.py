@@ -16,8 +16,7 @@ from tests.fuzzing import Reader
 from tests.mutations import json_file, json_lines, safetensors, spoiled_json
 from torch import Tensor
 
-from overnight import checkpoint, optim, presets, records, resolve, runs
-from overnight.checkpoint import OPTIMIZER, STATE, WEIGHTS, State
+from overnight import checkpoint, optim, presets, records, resolve, runs, saved
 from overnight.checks import fields_of
 from overnight.config import ModelConfig
 from overnight.data import tokens
@@ -27,6 +26,8 @@ from overnight.report import facts
 from overnight.report.page import page
 from overnight.report.summary import summary
 from overnight.report.words import markdown, show
+from overnight.saved import OPTIMIZER, STATE, WEIGHTS
+from overnight.state import State
 from overnight.weights.tensors import Weights, shapes
 
 MODEL = ModelConfig(2, 2, 8, 8, 20)
@@ -67,7 +68,7 @@ UNVOUCHED = State(1, 64, 1, "", 120, None, {})
 def make_run(folder: Path, model: ModelConfig = MODEL) -> Path:
     """A run as `train` leaves it, with one checkpoint; its folder."""
     run = folder / "run"
-    step = checkpoint.folder(run, 1)
+    step = saved.folder(run, 1)
     step.mkdir(parents=True)
     tensors = random_tensors(model)
     save_file(tensors, step / WEIGHTS)
@@ -101,7 +102,7 @@ def make_run(folder: Path, model: ModelConfig = MODEL) -> Path:
 def read_run(path: Path) -> None:
     """What sample, eval and inspect read of a run."""
     run = next(parent for parent in path.parents if parent.name == "run")
-    weights, config = resolve.of_checkpoint(checkpoint.folder(run, 1), UNVOUCHED)
+    weights, config = resolve.of_checkpoint(saved.folder(run, 1), UNVOUCHED)
     assert all(type(value) is not dict for _, value in fields_of(config))
     use(weights)
 
@@ -149,14 +150,14 @@ def make_environment(folder: Path) -> Path:
 
 
 def make_state(folder: Path) -> Path:
-    return checkpoint.folder(make_run(folder), 1) / STATE
+    return saved.folder(make_run(folder), 1) / STATE
 
 
 def read_state(path: Path) -> None:
     """What a run that goes on does with the newest checkpoint."""
     run = path.parent.parent.parent
     checkpoint.look(run, 1)
-    state = checkpoint.check(path.parent)
+    state = saved.check(path.parent)
     for name in ("step", "tokens", "seed", "records_bytes", "bad_steps"):
         value = getattr(state, name)
         assert type(value) is int, f"{name} is {value!r}"

@@ -14,8 +14,8 @@ from typing import Any
 
 from hypothesis.strategies import SearchStrategy
 
-from overnight.checkpoint import Damaged
 from overnight.errors import UserError
+from overnight.saved import Damaged
 
 FORBIDDEN = ("/etc/passwd", "outside")  # files, and what names beside the folder begin with
 

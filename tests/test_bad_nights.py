@@ -20,10 +20,10 @@ from tests.violence import assert_same_end, command, events, measured
 from torch import Tensor
 
 from overnight import checkpoint, cli, records, runs, saving, start, train
-from overnight.checkpoint import WEIGHTS, folder, list_steps
 from overnight.data.batches import Batches
 from overnight.data.manifest import Data
 from overnight.models.gpt2 import GPT
+from overnight.saved import WEIGHTS, folder, list_steps
 from overnight.start import Start
 from overnight.stop import Stop
 from overnight.watch import HALVINGS, LEAST, Watch

@@ -11,12 +11,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from overnight import checkpoint
-from overnight.checkpoint import OPTIMIZER, STATE, WEIGHTS, Damaged, State, check, folder, list_steps
+from overnight import checkpoint, saved
 from overnight.config import ModelConfig, OptimConfig
 from overnight.errors import UserError
 from overnight.models.gpt2 import GPT
 from overnight.optim import adamw
+from overnight.saved import OPTIMIZER, STATE, WEIGHTS, Damaged, check, folder, list_steps
+from overnight.state import State
 
 TINY = ModelConfig(1, 2, 8, 4, 10)
 CPU = torch.device("cpu")
@@ -137,7 +138,7 @@ def test_leftovers_of_a_kill_are_removed_by_the_next_save(run: Path) -> None:
         (run / "checkpoints" / name).mkdir(parents=True)
         (run / "checkpoints" / name / WEIGHTS).write_bytes(b"half")
     assert list_steps(run) == []
-    assert checkpoint.newest_sound(run) == (None, [])
+    assert saved.newest_sound(run) == (None, [])
     publish(run, *made(2), state(2))
     assert [path.name for path in (run / "checkpoints").iterdir()] == ["step_00000002"]
 
@@ -214,7 +215,7 @@ def test_the_newest_sound_one_is_found_and_damaged_ones_step_aside(run: Path) ->
         publish(run, *made(step), state(step))
     for step in (2, 3):
         DAMAGES["weights cut short"](folder(run, step))
-    found, wrong = checkpoint.newest_sound(run)
+    found, wrong = saved.newest_sound(run)
     assert found is not None
     assert found.step == 1
     assert [text.split(":")[0] for text in wrong] == ["step_00000003", "step_00000002"]

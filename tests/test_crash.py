@@ -8,7 +8,7 @@ import pytest
 from tests.violence import assert_same_end, command, events, killed_at
 
 from overnight import cli
-from overnight.checkpoint import list_steps
+from overnight.saved import list_steps
 
 SMALL = "--device cpu --model.n-layer 2 --model.n-head 2 --model.n-embd 16 --model.block-size 16 ".split()
 SMALL += "--batch-tokens 128 --optim.warmup-steps 2 --sample.length 10 --steps 24 --eval-every 4".split()

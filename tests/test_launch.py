@@ -21,7 +21,7 @@ from tests.violence import (
 )
 
 from overnight import records
-from overnight.checkpoint import list_steps
+from overnight.saved import list_steps
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="finds processes in /proc")
 

@@ -15,7 +15,7 @@ import pytest
 from tests.sockets import Malicious, garbage, listeners, send, store_messages, tree
 from tests.violence import assert_same_end, command, events, sabotaged, wait_for_step
 
-from overnight.checkpoint import list_steps
+from overnight.saved import list_steps
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="finds sockets in /proc")
 

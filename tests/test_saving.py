@@ -15,7 +15,7 @@ import pytest
 from tests.conftest import TINY
 from tests.violence import assert_same_end, command, events, wait_for_step
 
-from overnight import checkpoint, cli, lock, records, runs, saving, train
+from overnight import checkpoint, cli, lock, records, runs, saved, saving, train
 from overnight.lock import Lock
 
 OPTIONS = ["train", "shakespeare-cpu", *TINY, "--steps", "12", "--save-every", "3", "--eval-every", "4"]
@@ -99,7 +99,7 @@ def test_permissions_that_are_taken_away_for_a_while(data_folder: Path) -> None:
             (folder / "run").chmod(0o700)
             (folder / "run" / "checkpoints").chmod(0o700)
             assert process.wait(120) == 0
-            assert checkpoint.newest_sound(folder / "run")[0].step == 3000  # type: ignore[union-attr]
+            assert saved.newest_sound(folder / "run")[0].step == 3000  # type: ignore[union-attr]
         finally:
             process.kill()
             process.wait()

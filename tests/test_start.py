@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from tests.editing import edit
 
-from overnight import checkpoint, records, runs, saving
+from overnight import records, runs, saved, saving
 from overnight.config import Config
 
 Train = Callable[..., Any]
@@ -19,7 +19,7 @@ UNTRUE_AFTER_A_STOP = {"time", "step_ms", "tokens_per_second", "mfu"}
 
 
 def newest(run: Path) -> Path:
-    return checkpoint.folder(run, checkpoint.list_steps(run)[-1])
+    return saved.folder(run, saved.list_steps(run)[-1])
 
 
 def measured(run: Path) -> list[dict]:
@@ -35,7 +35,7 @@ def events(run: Path, name: str) -> list[dict]:
 def assert_ended_alike(run: Path, other: Path) -> None:
     """The same weights, optimizer and records, to the bit."""
     assert newest(run).name == newest(other).name
-    for name in (checkpoint.WEIGHTS, checkpoint.OPTIMIZER):
+    for name in (saved.WEIGHTS, saved.OPTIMIZER):
         assert (newest(run) / name).read_bytes() == (newest(other) / name).read_bytes()
     assert measured(run) == measured(other)
 
@@ -44,7 +44,7 @@ def assert_ended_alike(run: Path, other: Path) -> None:
 def stopped(run: Path) -> Path:
     """The run as a kill behind its third step left it: the newest checkpoint is of step 2."""
     for step in (3, 4):
-        shutil.rmtree(checkpoint.folder(run, step))
+        shutil.rmtree(saved.folder(run, step))
     lines = (run / records.FILE).read_bytes().splitlines(keepends=True)
     third = next(i for i, line in enumerate(lines) if b'"kind": "val", "step": 3' in line)
     (run / records.FILE).write_bytes(b"".join(lines[:third]) + lines[third][:20])
@@ -87,13 +87,13 @@ def flip(name: str) -> Callable[[Path], object]:
 
 
 DAMAGES: dict[str, Callable[[Path], object]] = {
-    "a bit of the weights": flip(checkpoint.WEIGHTS),
-    "a bit of the optimizer": flip(checkpoint.OPTIMIZER),
-    "weights cut short": lambda path: (path / checkpoint.WEIGHTS).write_bytes(b"short"),
-    "no optimizer": lambda path: (path / checkpoint.OPTIMIZER).unlink(),
-    "no state": lambda path: (path / checkpoint.STATE).unlink(),
-    "torn state": lambda path: (path / checkpoint.STATE).write_text('{"step": 4,'),
-    "a list for state": lambda path: (path / checkpoint.STATE).write_text("[]"),
+    "a bit of the weights": flip(saved.WEIGHTS),
+    "a bit of the optimizer": flip(saved.OPTIMIZER),
+    "weights cut short": lambda path: (path / saved.WEIGHTS).write_bytes(b"short"),
+    "no optimizer": lambda path: (path / saved.OPTIMIZER).unlink(),
+    "no state": lambda path: (path / saved.STATE).unlink(),
+    "torn state": lambda path: (path / saved.STATE).write_text('{"step": 4,'),
+    "a list for state": lambda path: (path / saved.STATE).write_text("[]"),
     "an empty folder": lambda path: (shutil.rmtree(path), path.mkdir()),
 }
 
@@ -103,7 +103,7 @@ def test_a_damaged_checkpoint_is_moved_aside_and_the_one_before_used(
     run: Path, trained: Path, train: Train, damage: Callable[[Path], object]
 ) -> None:
     """Though the run was complete, and whatever the records say."""
-    damage(checkpoint.folder(run, 4))
+    damage(saved.folder(run, 4))
     went_on = train(run)
     assert went_on.code == 0
     assert "damaged checkpoint moved aside: step_00000004: " in went_on.out
@@ -118,10 +118,10 @@ def test_of_several_damaged_checkpoints_all_are_moved_aside(
     stopped: Path, trained: Path, train: Train
 ) -> None:
     for step in (1, 2):
-        DAMAGES["no state"](checkpoint.folder(stopped, step))
+        DAMAGES["no state"](saved.folder(stopped, step))
     assert train(stopped).code == 0
     assert [event["step"] for event in events(stopped, "resume")] == [0]
-    assert checkpoint.list_steps(stopped) == [1, 2, 3, 4]
+    assert saved.list_steps(stopped) == [1, 2, 3, 4]
     assert_ended_alike(stopped, trained)
 
 
@@ -185,8 +185,8 @@ def test_the_new_values_act(stopped: Path, train: Train) -> None:
         for kind in ("train", "val", "sample")
     }
     assert steps == {"train": [1, 2, 3, 4, 5, 6], "val": [1, 2, 5, 6], "sample": [4, 6]}
-    assert checkpoint.list_steps(stopped)[-1] == 6
-    assert len(checkpoint.list_steps(stopped)) <= 2  # the newest and the best
+    assert saved.list_steps(stopped)[-1] == 6
+    assert len(saved.list_steps(stopped)) <= 2  # the newest and the best
 
 
 def test_a_complete_run_goes_on_for_more_steps(run: Path, train: Train) -> None:
@@ -249,7 +249,7 @@ def test_any_other_difference_is_refused_and_named(
     run: Path, train: Train, tree: Tree, option: str, value: Any, words: str, complete: bool
 ) -> None:
     if not complete:
-        shutil.rmtree(checkpoint.folder(run, 4))
+        shutil.rmtree(saved.folder(run, 4))
     before = tree(run)
     refused = train(run, option, *([] if value is None else str(value).split()))
     assert refused.code == 2
@@ -347,7 +347,7 @@ def test_a_full_disk_is_one_line_and_costs_no_checkpoint(
     names = [r["name"] for r in records.read(stopped) if r["kind"] == "event"]
     assert "save_failed" in names
     assert "done" not in names
-    assert checkpoint.list_steps(stopped) == [1, 2]
+    assert saved.list_steps(stopped) == [1, 2]
     assert train(stopped).code == 0
     assert_ended_alike(stopped, trained)
 
@@ -356,8 +356,8 @@ def test_data_that_changed_before_the_first_checkpoint_is_refused(
     run: Path, other_data: Path, train: Train, tree: Tree
 ) -> None:
     """The run has nothing but its config yet, and that knows what it was begun on."""
-    for step in checkpoint.list_steps(run):
-        shutil.rmtree(checkpoint.folder(run, step))
+    for step in saved.list_steps(run):
+        shutil.rmtree(saved.folder(run, step))
     before = tree(run)
     refused = train(run, "--data", other_data)
     assert refused.code == 2
@@ -373,7 +373,7 @@ def test_damaged_records_of_long_ago_do_not_keep_a_run_from_going_on(
     content[5] ^= 0x10  # a bit in the first line, which the checkpoint vouches for
     (stopped / "records.jsonl").write_bytes(content)
     assert train(stopped).code == 0
-    for name in (checkpoint.WEIGHTS, checkpoint.OPTIMIZER):
+    for name in (saved.WEIGHTS, saved.OPTIMIZER):
         assert (newest(stopped) / name).read_bytes() == (newest(trained) / name).read_bytes()
 
 
@@ -390,8 +390,8 @@ def test_a_longer_run_killed_behind_its_end_gets_its_own_last_event(run: Path, t
 
 def test_where_no_checkpoint_is_sound_the_old_records_are_kept_aside(run: Path, train: Train) -> None:
     before = (run / "records.jsonl").read_bytes()
-    for step in checkpoint.list_steps(run):
-        (checkpoint.folder(run, step) / checkpoint.WEIGHTS).write_bytes(b"flipped")
+    for step in saved.list_steps(run):
+        (saved.folder(run, step) / saved.WEIGHTS).write_bytes(b"flipped")
     assert train(run).code == 0
     assert (run / "damaged_records_1.jsonl").read_bytes() == before
     assert [event["step"] for event in events(run, "resume")] == [0]

@@ -13,7 +13,7 @@ import pytest
 from tests.violence import assert_same_end, events
 
 from overnight import cli, records, stop
-from overnight.checkpoint import check, folder, list_steps
+from overnight.saved import check, folder, list_steps
 from overnight.stop import Stop, agreed, as_numbers
 
 TINY = "--device cpu --model.n-layer 1 --model.n-head 2 --model.n-embd 16 --model.block-size 16".split()

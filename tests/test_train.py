@@ -16,11 +16,11 @@ from tests.conftest import MODERN, make_data
 from tests.violence import assert_same_end, events, measured, newest, wait_for_step
 
 from overnight import cli, evaluator, records, runs, train
-from overnight.checkpoint import list_steps
 from overnight.data.batches import Batches
 from overnight.data.manifest import Data
 from overnight.models import linear
 from overnight.models.gpt2 import GPT
+from overnight.saved import list_steps
 from overnight.stop import Stop
 
 SMALL = ["--model.n-layer", "2", "--model.n-head", "2", "--model.n-embd", "16", "--model.block-size", "16"]

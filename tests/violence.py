@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 from overnight import records
-from overnight.checkpoint import OPTIMIZER, WEIGHTS, folder, list_steps
+from overnight.saved import OPTIMIZER, WEIGHTS, folder, list_steps
 
 SABOTAGE = Path(__file__).parent / "sabotage"
 UNTRUE_AFTER_A_STOP = {"time", "step_ms", "tokens_per_second", "mfu"}

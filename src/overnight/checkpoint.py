@@ -1,4 +1,4 @@
-"""Checkpoints that are complete or absent: publish, find, load, prune.
+"""Checkpoints that are complete or absent: publish, load, prune. saved.py finds and verifies them.
 
 A checkpoint is written into a folder whose name begins with a dot, every file and then the folder synced,
 and renamed as the last act. A kill at any moment leaves the old checkpoints and perhaps a dotted folder,
@@ -9,11 +9,10 @@ import hashlib
 import json
 import math
 import os
-import re
 import secrets
 import shutil
 import struct
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -24,33 +23,21 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from overnight.errors import Failure, UserError
+from overnight.errors import UserError
 from overnight.files import (
-    checksum,
     open_new,
     read_bytes,
-    reason,
     sealed,
-    sha256_file,
     subfolder,
     sync,
     unused,
     write_synced,
 )
 from overnight.parallel import as_placed
+from overnight.saved import OPTIMIZER, STATE, WEIGHTS, folder, list_steps
 from overnight.state import State
 
-WEIGHTS, OPTIMIZER, STATE = "model.safetensors", "optimizer.safetensors", "state.json"
 PIECE = 1 << 20  # bytes written at once; the system takes 16 MiB eight times slower
-NAME = re.compile(r"step_(\d{8,})")
-
-
-class Damaged(Exception):
-    """A checkpoint whose files are not what its state.json says."""
-
-
-def folder(run: Path, step: int) -> Path:
-    return run / "checkpoints" / f"step_{step:08d}"
 
 
 def publish(
@@ -122,58 +109,6 @@ def tensors_of(model: nn.Module, optimizer: torch.optim.Optimizer) -> Iterator[t
         yield WEIGHTS, name, parameter
         for key, tensor in optimizer.state[parameter].items():
             yield OPTIMIZER, f"{name}.{key}", tensor
-
-
-def list_steps(run: Path) -> list[int]:
-    """Steps of the complete checkpoints, oldest first."""
-    parent = run / "checkpoints"
-    if not parent.is_dir():
-        return []
-    found = (NAME.fullmatch(path.name) for path in parent.iterdir() if path.is_dir())
-    return sorted(int(match[1]) for match in found if match)
-
-
-def check(path: Path, names: tuple[str, ...] = (WEIGHTS, OPTIMIZER)) -> State:
-    """The state of a checkpoint whose files `names` are, to the last bit, as written; Damaged otherwise.
-    Raises Failure where the disk cannot be read."""
-    try:
-        described = json.loads(read_bytes(path / STATE))
-        if described.pop("checksum") != checksum(described):
-            raise Damaged(f"{STATE} is not the file that was saved")
-        state = State(**described)
-        if problem := state.problem():
-            raise Damaged(f"{STATE} is inconsistent: {problem}")
-        for name in names:
-            if sha256_file(path / name) != state.sha256[name]:
-                raise Damaged(f"{name} is not the file that was saved")
-        if f"step_{state.step:08d}" != path.name:
-            raise Damaged(f"{STATE} is of step {state.step}")
-    except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
-        raise Damaged(f"{reason(error)}: {error.filename}") from None
-    except OSError as error:  # a disk that cannot be read now is not a checkpoint that is wrong
-        raise Failure(f"cannot read the checkpoint {path}: {reason(error)}.") from None
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise Damaged(f"{type(error).__name__}: {error}"[:200]) from None
-    return state
-
-
-def newest_sound(
-    run: Path,
-    names: tuple[str, ...] = (WEIGHTS, OPTIMIZER),
-    usable: Callable[[State], bool] = lambda state: True,
-) -> tuple[State | None, list[str]]:
-    """The newest checkpoint that is whole (and `usable`), and what was wrong with newer ones. Changes
-    nothing."""
-    wrong: list[str] = []
-    for step in reversed(list_steps(run)):
-        try:
-            state = check(folder(run, step), names)
-        except Damaged as error:
-            wrong.append(f"{folder(run, step).name}: {error}")
-        else:
-            if usable(state):
-                return state, wrong
-    return None, wrong
 
 
 def move_damaged_aside(run: Path, newest: State | None) -> list[str]:

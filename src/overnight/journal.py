@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from overnight import __version__, checkpoint, plan, records
-from overnight.checkpoint import State
+from overnight import __version__, plan, records, saved
 from overnight.data.batches import Batches
 from overnight.files import disk_problem, reason
 from overnight.records import Records
 from overnight.start import Start, describe
+from overnight.state import State
 from overnight.terminal import Status, duration, size
 from overnight.trackers import Trackers
 from overnight.visible import shell_path
@@ -125,7 +125,7 @@ class Journal:
 
     def check_room(self) -> None:
         """Say so while somebody is awake if the disk will not hold the run's checkpoints."""
-        there = [checkpoint.folder(self.run, step) for step in checkpoint.list_steps(self.run)]
+        there = [saved.folder(self.run, step) for step in saved.list_steps(self.run)]
         have = sum(file.stat().st_size for folder in there for file in folder.iterdir())
         free, need = shutil.disk_usage(self.run).free, plan.run_bytes(self.config) - have
         if free < need:
@@ -180,12 +180,12 @@ class Journal:
 
     def saved(self, step: int) -> None:
         """A checkpoint is on the disk."""
-        self.event(step, "checkpoint", {"path": checkpoint.folder(self.run, step).name})
+        self.event(step, "checkpoint", {"path": saved.folder(self.run, step).name})
 
     def save_failed(self, step: int, error: OSError) -> None:
         """A checkpoint was not saved; it is tried again."""
         try:
-            names = checkpoint.list_steps(self.run)
+            names = saved.list_steps(self.run)
             newest = f"the newest is that of step {names[-1]:,}" if names else "there is none yet"
         except OSError as other:  # the folder cannot be read either
             newest = f"the others cannot be listed ({reason(other)})"

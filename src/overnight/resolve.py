@@ -13,8 +13,7 @@ from pathlib import Path
 
 import torch
 
-from overnight import checkpoint
-from overnight.checkpoint import State
+from overnight import checkpoint, saved
 from overnight.config import Config
 from overnight.data import tokens
 from overnight.data.manifest import Data
@@ -22,6 +21,7 @@ from overnight.data.tokens import Tokenizer
 from overnight.errors import UserError
 from overnight.models.networks import Network
 from overnight.runs import TOKENIZER, existing, read_config, vouched_config
+from overnight.state import State
 from overnight.terminal import complain
 from overnight.weights import hf, llmc, nanogpt
 from overnight.weights.tensors import Weights, check
@@ -63,22 +63,22 @@ def checkpoint_of(name: str) -> tuple[Path, State, list[str]]:
     newer ones, which is said, too; two levels up is its run. Raises UserError with the remedy."""
     base, at = split_step(name)
     run = existing(base)
-    steps = checkpoint.list_steps(run)
+    steps = saved.list_steps(run)
     if not at:
-        state, wrong = checkpoint.newest_sound(run, (checkpoint.WEIGHTS,))
+        state, wrong = saved.newest_sound(run, (saved.WEIGHTS,))
         if state is None:
             read_config(run)
             raise UserError(f"the run {run} has no complete checkpoint yet: train it first.", *wrong)
         if wrong:
             complain(f"overnight: {run}: {'; '.join(wrong)}. The checkpoint of step {state.step:,} is used.")
-        return checkpoint.folder(run, state.step), state, wrong
+        return saved.folder(run, state.step), state, wrong
     if not at.isdecimal() or len(at) > 18 or int(at) not in steps:
         have = ", ".join(map(str, steps)) or "none"
         raise UserError(f"{run} has no checkpoint of step {at}. It has: {have}.")
-    folder = checkpoint.folder(run, int(at))
+    folder = saved.folder(run, int(at))
     try:
-        return folder, checkpoint.check(folder, (checkpoint.WEIGHTS,)), []
-    except checkpoint.Damaged as error:
+        return folder, saved.check(folder, (saved.WEIGHTS,)), []
+    except saved.Damaged as error:
         raise UserError(f"the checkpoint {name} is damaged: {error}.") from None
 
 
@@ -113,7 +113,7 @@ def of_checkpoint(folder: Path, state: State) -> tuple[Weights, Config]:
             f"{run / TOKENIZER} is damaged: it is not the tokenizer that {folder.name} was trained with.",
             f"Copy {Path(config.data) / TOKENIZER} there, or resume the training, which does that.",
         )
-    tensors = checkpoint.read_tensors(folder / checkpoint.WEIGHTS)
+    tensors = checkpoint.read_tensors(folder / saved.WEIGHTS)
     check({name: tuple(tensor.shape) for name, tensor in tensors.items()}, config.model, folder)
     return Weights(config.model, tensors, tokenizer, tokenizer.vocab_size), config
 

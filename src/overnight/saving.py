@@ -10,13 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from overnight import checkpoint
-from overnight.checkpoint import State
 from overnight.errors import Failure
 from overnight.files import disk_problem, is_full
 from overnight.journal import Journal
 from overnight.lock import Lock
 from overnight.machine import step_back
 from overnight.parallel import whole
+from overnight.state import State
 
 AGAIN_AFTER = 30.0  # seconds from a save that failed to the next try
 PATIENCE = 60.0  # seconds that the last save of a process is tried again

@@ -10,9 +10,8 @@ from typing import Any
 
 import torch
 
-from overnight import checkpoint, compiling, hardware, plan, records, resolve, runs, trackers
+from overnight import checkpoint, compiling, hardware, plan, records, resolve, runs, saved, trackers
 from overnight import config as configs
-from overnight.checkpoint import State
 from overnight.checks import fields_of
 from overnight.compatibility import data_problems, donor_problems
 from overnight.config import Config
@@ -24,6 +23,7 @@ from overnight.evals.hellaswag import Question
 from overnight.files import parent_problem, sealed, subfolder, write_synced
 from overnight.lock import Lock
 from overnight.models.linear import choose_products
+from overnight.state import State
 from overnight.terminal import Status
 from overnight.weights.tensors import Weights
 from overnight.world import World, choose_compile, choose_precision, device_memory
@@ -143,7 +143,7 @@ def existing_run(run: Path) -> tuple[Config | None, dict[str, Any], State | None
     config.json is damaged or describes another model."""
     if not run.exists() or (run.is_dir() and all(path.name.startswith(".") for path in run.iterdir())):
         return None, {}, None, [], []
-    state, damaged = checkpoint.newest_sound(run) if run.is_dir() else (None, [])
+    state, damaged = saved.newest_sound(run) if run.is_dir() else (None, [])
     if not (run / runs.CONFIG).is_file() and not (state and state.config):
         raise UserError(f"{run} exists and is not a run (it has no {runs.CONFIG}): choose another --run.")
     old, known, problem = runs.vouched_config(run, state.config if state else {})

@@ -8,8 +8,7 @@ from contextlib import ExitStack
 
 import torch
 
-from overnight import checkpoint, errors, journal
-from overnight.checkpoint import State
+from overnight import checkpoint, errors, journal, saved
 from overnight.data.batches import Batches
 from overnight.data.integrity import Integrity
 from overnight.data.shards import RESTORE, ChangedData
@@ -24,6 +23,7 @@ from overnight.presets import usual_lr
 from overnight.profiling import Profile
 from overnight.saving import Saver
 from overnight.start import Start, begin
+from overnight.state import State
 from overnight.step import Engine, frozen_garbage
 from overnight.stop import Stop, agreed, as_numbers
 from overnight.terminal import Silent, Status
@@ -105,7 +105,7 @@ class Session:
         self.engine = Engine(self.model, config, self.batches, world, self.journal.say)
         stack.callback(self.engine.close)
         if start.state is not None:
-            folder = checkpoint.folder(self.run, start.state.step)
+            folder = saved.folder(self.run, start.state.step)
             checkpoint.load_optimizer(folder, self.model, self.engine.optimizer)
             self.engine.scaler.load_state_dict(start.state.scaler)
         self.first = start.state.step if start.state else 0  # updates done before this session
@@ -252,7 +252,7 @@ class Session:
         first = row.step - row.count + 1
         self.saver.collect(wait=True)
         self.world.barrier()  # nobody writes, all look
-        state, damaged = checkpoint.newest_sound(self.run, usable=lambda state: not state.bad_steps)
+        state, damaged = saved.newest_sound(self.run, usable=lambda state: not state.bad_steps)
         back = state.step if state else 0
         if self.start.gone_back and back == self.first:
             self.journal.event(row.step, "gave_up", {"steps": [first, row.step], "checkpoint": back})
@@ -292,7 +292,7 @@ def initial_model(start: Start) -> Network:
     config, n_tokens = start.config.model, start.data.tokenizer.vocab_size
     model = build(config, n_tokens)
     if start.state is not None:
-        checkpoint.load_weights(checkpoint.folder(start.run, start.state.step), model)
+        checkpoint.load_weights(saved.folder(start.run, start.state.step), model)
     elif start.donor is not None:
         model.load_state_dict(start.donor.fit(config, n_tokens))
     else:

@@ -11,11 +11,11 @@ from tests.editing import flip
 from tests.violence import assert_same_end, events
 
 from overnight import cli, train
-from overnight.checkpoint import list_steps
 from overnight.data import integrity
 from overnight.data.integrity import Integrity
 from overnight.data.manifest import Data
 from overnight.data.shards import ChangedData, open_shard
+from overnight.saved import list_steps
 
 
 @pytest.fixture

@@ -150,3 +150,16 @@ def test_an_output_that_has_no_room_is_told_in_a_line(run: Path, how: str) -> No
         done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
     assert done.returncode == 1
     assert done.stderr == "overnight: the disk is full: the output is incomplete.\n"
+
+
+@pytest.mark.parametrize("how", ["cut", "a line less", "another figure"])
+def test_records_that_the_checkpoint_does_not_vouch_for_are_named(how: str, run: Path, cli: Cli) -> None:
+    path = run / "records.jsonl"
+    lines = path.read_text().splitlines(keepends=True)
+    assert "vouches" not in cli("report", "x").out
+    if how == "another figure":
+        lines[1] = lines[1].replace('"step": ', '"step":  ')
+    path.write_text("".join(lines[:3] if how == "cut" else lines[:2] + lines[3:] if "less" in how else lines))
+    outcome = cli("report", "x")
+    assert outcome.code == 0
+    assert "The newest checkpoint vouches for other records (records.jsonl " in outcome.out

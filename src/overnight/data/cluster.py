@@ -28,7 +28,7 @@ from overnight.data.shards import count_of
 from overnight.data.splits import BY_HASH, BY_TAIL, RULES, Splits, chosen_for_validation
 from overnight.data.staging import already_there, staging
 from overnight.errors import UserError
-from overnight.files import open_new, read_json, reason, sync, to_json, write_synced
+from overnight.files import open_new, open_regular, read_json, reason, sync, to_json, write_synced
 
 TASK = re.compile(r"task_[0-9]+_of_[0-9]{1,9}\.json")
 PART = re.compile(r"[0-9a-f]{16}")  # what a part's files are called
@@ -175,8 +175,9 @@ class Finish(PipelineStep):
         """(bits, ids) of each piece of a part."""
         path = self.parts / f"{name}.bin"
         try:
-            ids = np.fromfile(path, dtype=tokenizer.dtype)
-            index = np.array(np.lib.format.open_memmap(path.with_suffix(".npy"), mode="r"))  # never a pickle
+            with open_regular(path) as file, open_regular(path.with_suffix(".npy")) as bounds:
+                ids = np.fromfile(file, dtype=tokenizer.dtype)
+                index = np.load(bounds, allow_pickle=False)
         except OSError as error:
             raise UserError(
                 f"cannot read {error.filename or path}: {reason(error)}. Tokenise anew."

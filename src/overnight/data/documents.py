@@ -19,7 +19,7 @@ from typing import Any
 
 from overnight.data.readers import KNOWN, SUFFIXES, Piece, kind, read_file
 from overnight.errors import UserError, near
-from overnight.files import sha256_file, write_synced
+from overnight.files import read_bytes, sha256_file, write_synced
 
 HUB = ("fineweb-edu", "fineweb", "openwebtext", "hf")
 SOURCES = (
@@ -152,7 +152,7 @@ def stdlib_files() -> list[Path]:
     for path in sorted(root.rglob("*.py"), key=lambda path: path.relative_to(root).as_posix()):
         if STDLIB_LEFT_OUT.isdisjoint(path.relative_to(root).parts):
             try:
-                path.read_bytes().decode("utf-8")
+                read_bytes(path).decode("utf-8")
             except (UnicodeDecodeError, OSError):
                 continue
             found.append(path)

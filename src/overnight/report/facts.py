@@ -10,11 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from overnight import lock, plan, records, runs
+from overnight import lock, plan, records, runs, saved
 from overnight.checks import fields_of
 from overnight.config import Config
 from overnight.data.manifest import MANIFEST, Data
-from overnight.errors import UserError
+from overnight.errors import Failure, UserError
 from overnight.evals.yardstick import xz_bits_per_byte
 from overnight.files import read_json, reason
 from overnight.presets import PRESETS
@@ -40,6 +40,7 @@ class Run:
     label: str = ""
     """How it is called where several are compared."""
     _xz: dict[float, float | None] = field(default_factory=dict)
+    _vouched: dict[str, str] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -178,6 +179,8 @@ def refresh(run: Run) -> Run:
         run.history = run.history.update()
     except OSError as error:
         run.problems.append(f"{run.path / records.FILE} cannot be read: {reason(error)}.")
+    if problem := disowned(run):
+        run.problems.append(f"The newest checkpoint vouches for other records ({problem}).")
     try:
         run.config, run.extra = runs.read_config(run.path)
     except UserError as error:
@@ -190,6 +193,20 @@ def refresh(run: Run) -> Run:
         except UserError as error:
             run.problems.append(str(error))
     return run
+
+
+def disowned(run: Run) -> str:
+    """How the records differ from those that the newest checkpoint vouches for; "" where they do not."""
+    try:
+        state, _ = saved.newest_sound(run.path, names=())
+        if state is None:
+            return ""
+        key = f"{state.records_bytes} {state.records_sha256}"
+        if key not in run._vouched:  # a report that is followed asks every few seconds
+            run._vouched[key] = records.problem(run.path, state.records_bytes, state.records_sha256)
+        return run._vouched[key]
+    except (OSError, Failure) as error:
+        return reason(error)
 
 
 def data_of(path: Path, config: Config, fingerprint: Any) -> Data:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from overnight import checkpoint, resolve, world
+from overnight import resolve, saved, world
 from overnight.data import tokens
 from overnight.data.tokens import Tokenizer
 from overnight.decode import NOT_A_NUMBER, Sampling
@@ -157,7 +157,7 @@ class Batcher:
         if self.run is None or not self.follows or now - self._looked < LOOK_EVERY:
             return False
         self._looked = now
-        steps, have = checkpoint.list_steps(self.run), self.loaded
+        steps, have = saved.list_steps(self.run), self.loaded
         begun_anew = have is not None and have.step not in steps  # or pruned: then there is a newer one
         if not steps or (steps[-1] <= self._newest and not begun_anew):
             return False

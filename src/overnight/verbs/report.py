@@ -89,7 +89,7 @@ def terminal(runs: "list[Run]", costs: "Costs | None" = None) -> None:
 
 
 def write(runs: "list[Run]", costs: "Costs", out: str) -> None:
-    """Write the page, and say what it says first."""
+    """Write the page, and say what it says first and what it warns of."""
     from overnight.files import clear_disk_errors, write_synced
     from overnight.overwriting import overwrite_problem
     from overnight.report.page import is_report, page
@@ -105,6 +105,7 @@ def write(runs: "list[Run]", costs: "Costs", out: str) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_synced(path, content)
     for one in runs:
-        said = verdict(one)
-        say(f"{one.name}: {said[0].text}" if len(runs) > 1 else said[0].text)
+        first, *rest = verdict(one)
+        for sentence in (first, *(more for more in rest if more.tone in ("warning", "bad"))):
+            say(f"{one.name}: {sentence.text}" if len(runs) > 1 else sentence.text)
     say(f"{one_line(str(path))}: verdict, curves and samples; open it in a browser.")

@@ -15,7 +15,7 @@ from overnight.data.tokens import ENDOFTEXT, BytePairTokenizer, CharTokenizer, T
 from overnight.decode import Sampling
 from overnight.errors import Failure, UserError
 from overnight.files import aside as aside_of
-from overnight.files import parent_problem, remove_stale, sync, to_json
+from overnight.files import parent_problem, remove_stale, sync, to_json, write_synced
 from overnight.generate import generate
 from overnight.models.networks import Network
 from overnight.weights import hf, llmc
@@ -90,14 +90,14 @@ def to_hf(
             },
         )
         write_json(folder / hf.TOKENIZER, tokenizer.to_json())
-        (folder / "README.md").write_text(card, encoding="utf-8")
+        write_synced(folder / "README.md", card)
         ours = sample_of(weights.model(), used)
         model_class = transformers()
         return None if model_class is None else compare(model_class.from_pretrained(folder), *ours)
 
 
 def write_json(path: Path, value: Any) -> None:
-    path.write_text(to_json(value), encoding="utf-8")
+    write_synced(path, to_json(value))
 
 
 def config_of(weights: Weights, vocab_size: int, eot: int) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from overnight.config import ModelConfig
 from overnight.data import tokens
 from overnight.data.tokens import Tokenizer
 from overnight.errors import UserError
-from overnight.files import open_regular, reason
+from overnight.files import open_new, open_regular, reason
 from overnight.weights.tensors import LARGEST, Weights, shapes, with_biases
 
 HEADER_BYTES = 256 * 4
@@ -97,7 +97,7 @@ def write(weights: Weights, path: Path, dtype: torch.dtype) -> None:
         MODEL_MAGIC, version, config.block_size, weights.n_tokens,
         config.n_layer, config.n_head, config.n_embd, rows,
     )  # fmt: skip
-    with open(path, "wb") as file:
+    with open_new(path) as file:
         file.write(header.tobytes())
         for name in order(replace(config, bias=True)):
             write_tensor(file, tensors[name].to(dtype))
@@ -125,7 +125,7 @@ def write_tokenizer(tokenizer: Tokenizer, path: Path) -> None:
         raise UserError(f"llm.c's tokenizer file has no room for a token of {len(too_long)} bytes.")
     header = np.zeros(256, dtype="<i4")
     header[:4] = TOKENIZER_MAGIC, 2, tokenizer.vocab_size, tokenizer.eot
-    with open(path, "wb") as file:
+    with open_new(path) as file:
         file.write(header.tobytes())
         for piece in pieces:
             file.write(bytes([len(piece)]) + piece)

@@ -1,0 +1,73 @@
+"""Which checkpoints a run has, and which of them are whole. Needs no torch: reports ask too."""
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+from overnight.errors import Failure
+from overnight.files import checksum, read_bytes, reason, sha256_file
+from overnight.state import State
+
+WEIGHTS, OPTIMIZER, STATE = "model.safetensors", "optimizer.safetensors", "state.json"
+NAME = re.compile(r"step_(\d{8,})")
+
+
+class Damaged(Exception):
+    """A checkpoint whose files are not what its state.json says."""
+
+
+def folder(run: Path, step: int) -> Path:
+    return run / "checkpoints" / f"step_{step:08d}"
+
+
+def list_steps(run: Path) -> list[int]:
+    """Steps of the complete checkpoints, oldest first."""
+    parent = run / "checkpoints"
+    if not parent.is_dir():
+        return []
+    found = (NAME.fullmatch(path.name) for path in parent.iterdir() if path.is_dir())
+    return sorted(int(match[1]) for match in found if match)
+
+
+def check(path: Path, names: tuple[str, ...] = (WEIGHTS, OPTIMIZER)) -> State:
+    """The state of a checkpoint whose files `names` are, to the last bit, as written; Damaged otherwise.
+    Raises Failure where the disk cannot be read."""
+    try:
+        described = json.loads(read_bytes(path / STATE))
+        if described.pop("checksum") != checksum(described):
+            raise Damaged(f"{STATE} is not the file that was saved")
+        state = State(**described)
+        if problem := state.problem():
+            raise Damaged(f"{STATE} is inconsistent: {problem}")
+        for name in names:
+            if sha256_file(path / name) != state.sha256[name]:
+                raise Damaged(f"{name} is not the file that was saved")
+        if f"step_{state.step:08d}" != path.name:
+            raise Damaged(f"{STATE} is of step {state.step}")
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
+        raise Damaged(f"{reason(error)}: {error.filename}") from None
+    except OSError as error:  # a disk that cannot be read now is not a checkpoint that is wrong
+        raise Failure(f"cannot read the checkpoint {path}: {reason(error)}.") from None
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise Damaged(f"{type(error).__name__}: {error}"[:200]) from None
+    return state
+
+
+def newest_sound(
+    run: Path,
+    names: tuple[str, ...] = (WEIGHTS, OPTIMIZER),
+    usable: Callable[[State], bool] = lambda state: True,
+) -> tuple[State | None, list[str]]:
+    """The newest checkpoint that is whole (and `usable`), and what was wrong with newer ones. Changes
+    nothing."""
+    wrong: list[str] = []
+    for step in reversed(list_steps(run)):
+        try:
+            state = check(folder(run, step), names)
+        except Damaged as error:
+            wrong.append(f"{folder(run, step).name}: {error}")
+        else:
+            if usable(state):
+                return state, wrong
+    return None, wrong
