@@ -3,6 +3,7 @@
 from overnight.config import Config
 from overnight.data.manifest import Data
 from overnight.errors import UserError
+from overnight.resolve import tokenizer_name
 from overnight.weights.tensors import Weights
 
 
@@ -47,13 +48,8 @@ def donor_problems(config: Config, donor: Weights, data: Data) -> list[str]:
                 "prepare the data with the tokenizer that the model was trained with."
             )
     elif donor.tokenizer.sha256 != data.tokenizer.sha256:
-        named = (
-            "gpt2"
-            if donor.tokenizer.kind == "gpt2"
-            else f"{config.init_from.rpartition('@')[0]}/tokenizer.json"
-        )
         problems.append(
             f"{data.folder} was made with another tokenizer than {config.init_from}'s: "
-            f"prepare it with --tokenizer {named}."
+            f"prepare it with --tokenizer {tokenizer_name(config.init_from, donor.tokenizer)}."
         )
     return problems

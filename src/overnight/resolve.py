@@ -23,6 +23,7 @@ from overnight.models.networks import Network
 from overnight.runs import TOKENIZER, existing, read_config, vouched_config
 from overnight.state import State
 from overnight.terminal import complain
+from overnight.visible import shell_path
 from overnight.weights import hf, llmc, nanogpt
 from overnight.weights.tensors import Weights, check
 from overnight.world import choose_precision
@@ -142,12 +143,12 @@ def load(name: str, device: torch.device, tokenizer: str = "") -> Loaded:
 
 
 def tokenizer_name(name: str, tokenizer: Tokenizer) -> str:
-    """What to give as --tokenizer of `prepare` for the tokenizer of a MODEL."""
+    """What to give as --tokenizer of `prepare` for the tokenizer of a MODEL, as a word of a command line."""
     if tokenizer.kind == "gpt2":
         return "gpt2"
     if name.startswith("hf:"):
-        return str(Path(name.removeprefix("hf:")) / hf.TOKENIZER)
-    return str(existing(split_step(name)[0]) / TOKENIZER)
+        return shell_path(Path(name.removeprefix("hf:")) / hf.TOKENIZER)
+    return shell_path(existing(split_step(name)[0]) / TOKENIZER)
 
 
 def check_data(loaded: Loaded, data: Data) -> None:

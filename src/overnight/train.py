@@ -27,6 +27,7 @@ from overnight.state import State
 from overnight.step import Engine, frozen_garbage
 from overnight.stop import Stop, agreed, as_numbers
 from overnight.terminal import Silent, Status
+from overnight.visible import shell_path
 from overnight.watch import BadSteps
 from overnight.world import Reading, World
 
@@ -96,6 +97,7 @@ class Session:
     def __init__(self, start: Start, world: World, stop: Stop, lock: Lock, status: Status, stack: ExitStack):
         config = start.config
         self.start, self.config, self.run, self.world, self.stop = start, config, start.run, world, stop
+        self.first = start.state.step if start.state else 0  # updates done before this session
         self.journal = Journal(start, world, status)
         self.batches = Batches(
             start.data.split("train"), config.model.block_size, config.sequences, config.seed,
@@ -105,10 +107,8 @@ class Session:
         self.engine = Engine(self.model, config, self.batches, world, self.journal.say)
         stack.callback(self.engine.close)
         if start.state is not None:
-            folder = saved.folder(self.run, start.state.step)
-            checkpoint.load_optimizer(folder, self.model, self.engine.optimizer)
+            checkpoint.load_optimizer(saved.folder(self.run, self.first), self.model, self.engine.optimizer)
             self.engine.scaler.load_state_dict(start.state.scaler)
-        self.first = start.state.step if start.state else 0  # updates done before this session
         self.saved = self.first  # the step of the newest checkpoint
         self.journal.open(self.batches)
         stack.callback(self.journal.close)
@@ -256,7 +256,7 @@ class Session:
         back = state.step if state else 0
         if self.start.gone_back and back == self.first:
             self.journal.event(row.step, "gave_up", {"steps": [first, row.step], "checkpoint": back})
-            start_from = f"--init-from {self.run}@{back} " if back else ""
+            start_from = f"--init-from {shell_path(f'{self.run}@{back}')} " if back else ""
             raise errors.Failure(
                 f"loss or gradient not finite in steps {first:,} to {row.step:,}, again after going back to "
                 f"step {back:,} and leaving out the windows of the first time: giving up.",
