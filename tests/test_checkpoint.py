@@ -1,6 +1,7 @@
 """A checkpoint is complete or absent, its bytes depend on the weights alone, and damage is noticed."""
 
 import json
+import os
 import struct
 import time
 from collections.abc import Callable
@@ -139,6 +140,15 @@ def test_leftovers_of_a_kill_are_removed_by_the_next_save(run: Path) -> None:
         (run / "checkpoints" / name / WEIGHTS).write_bytes(b"half")
     assert list_steps(run) == []
     assert saved.newest_sound(run) == (None, [])
+    publish(run, *made(2), state(2))
+    assert [path.name for path in (run / "checkpoints").iterdir()] == ["step_00000002"]
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no FIFOs")
+def test_a_fifo_among_the_leftovers_is_removed(run: Path) -> None:
+    """Removing it as a folder would wait for somebody who writes to it."""
+    (run / "checkpoints").mkdir(parents=True)
+    os.mkfifo(run / "checkpoints" / ".step_00000001.0123.removed")
     publish(run, *made(2), state(2))
     assert [path.name for path in (run / "checkpoints").iterdir()] == ["step_00000002"]
 

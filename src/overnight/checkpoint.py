@@ -72,10 +72,10 @@ def publish(
 def remove_leftovers(parent: Path) -> None:
     """Remove the hidden folders of saves that were killed."""
     for leftover in parent.glob(".step_*"):
-        if leftover.is_symlink():  # not ours, and never followed
-            leftover.unlink(missing_ok=True)
-        else:
+        if leftover.is_dir() and not leftover.is_symlink():
             shutil.rmtree(leftover, ignore_errors=True)
+        else:  # not ours: a link is not followed, and rmtree would wait for the writer of a FIFO
+            leftover.unlink(missing_ok=True)
 
 
 def write_tensors(tensors: Mapping[str, Tensor], path: Path) -> str:
