@@ -47,7 +47,14 @@ def replace(path: Path) -> None:
     os.replace(other, path)
 
 
-CHANGES = [truncate, overwrite, replace, Path.unlink]
+def overwrite_at_the_same_time(path: Path) -> None:
+    """As `cp -p` and `rsync --inplace` do: the time of change is set back."""
+    before = path.stat()
+    overwrite(path)
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+CHANGES = [truncate, overwrite, overwrite_at_the_same_time, replace, Path.unlink]
 
 
 @pytest.mark.parametrize("change", CHANGES)

@@ -1,6 +1,6 @@
 """Whether the shards are still what `prepare` wrote, while a run reads them.
 
-Between steps the stamps of the files (size, time of change, identity) are compared with those at the start,
+Between steps the stamps of the files (size, times of change, identity) are compared with those at the start,
 which takes microseconds per shard; a file whose stamp differs is hashed at once. In the background a thread
 of low priority hashes all of them every hour, and finds what no stamp shows: a bad disk.
 """
@@ -21,7 +21,7 @@ SHARE = 0.01  # of one processor's time, at most, goes into hashing
 PASS_EVERY = 3600.0  # seconds from the start of one pass over all shards to the next
 PIECE = 1 << 20  # bytes
 
-Stamp = tuple[int, int, int]
+Stamp = tuple[int, int, int, int]
 
 
 class Integrity:
@@ -113,9 +113,9 @@ class Integrity:
 
 
 def stamp(path: Path) -> Stamp | None:
-    """What changes when a file does; None where it is gone."""
+    """What changes when a file does; None where it is gone. The second time cannot be set back (`cp -p`)."""
     try:
         found = os.stat(path)
     except OSError:
         return None
-    return found.st_size, found.st_mtime_ns, found.st_ino
+    return found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino
