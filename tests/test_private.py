@@ -94,6 +94,21 @@ def test_a_private_temporary_directory_of_the_users_stays(tmp_path: Path) -> Non
     assert tempfile.gettempdir() == os.environ["TMPDIR"] == str(tmp_path / "job")
 
 
+@pytest.mark.parametrize("variable", ["TORCHINDUCTOR_CACHE_DIR", "XDG_CACHE_HOME", "TMPDIR"])
+def test_what_is_checked_through_a_link_is_what_is_used(
+    variable: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever owns the link can turn it to another folder afterwards."""
+    (tmp_path / "own").mkdir(mode=0o700)
+    (tmp_path / "link").symlink_to("own")
+    monkeypatch.setenv(variable, str(tmp_path / "link"))
+    if variable == "TMPDIR":
+        use(tmp_path / "link")
+    use_private_folders()
+    for name in ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR", "TMPDIR"):
+        assert os.environ[name] == os.path.realpath(os.environ[name])
+
+
 def test_forgotten_temporary_files_are_removed(shared: Path, cache: Path) -> None:
     use(shared)
     for name in ("forgotten", "torchinductor_user", "used"):
@@ -185,7 +200,7 @@ def test_a_chosen_folder_that_others_can_write_to_is_refused(
         assert len(str(refused.value).splitlines()) == 2
     folder.chmod(0o755)
     use_private_folders()
-    assert os.environ[variable] == str(link)
+    assert os.environ[variable] == str(folder)
 
 
 @two_users

@@ -45,7 +45,8 @@ def cache_folder() -> Path:
 def home_cache() -> Path:
     """$XDG_CACHE_HOME (which counts where it is absolute, as its specification says) or ~/.cache."""
     given = os.environ.get("XDG_CACHE_HOME", "")
-    return Path(given) if os.path.isabs(given) else Path.home() / ".cache"
+    # Resolved, so that what is checked is what is used: whoever owns a link can turn it elsewhere later.
+    return Path(os.path.realpath(given if os.path.isabs(given) else Path.home() / ".cache"))
 
 
 def private_folder(path: Path) -> Path:
@@ -99,12 +100,14 @@ def use_private_folders() -> None:
     """
     for variable, name in CACHES.items():
         if given := os.environ.get(variable):
-            check_given(variable, Path(given))
+            os.environ[variable] = str(checked_folder(variable, Path(given)))
         else:
             os.environ[variable] = str(cache_folder_for(name))
-    if hasattr(os, "geteuid") and not is_private(Path(shared_temporary())):
-        folder = cache_folder_for("temporary")
-        remove_forgotten(folder)
+    folder = Path(os.path.realpath(shared_temporary()))
+    if hasattr(os, "geteuid"):
+        if not is_private(folder):
+            folder = cache_folder_for("temporary")
+            remove_forgotten(folder)
         os.environ["TMPDIR"] = tempfile.tempdir = str(folder)
 
 
@@ -136,11 +139,13 @@ def cache_folder_for(name: str) -> Path:
         return private_folder(temporary_folder(f"{error.filename}: {reason(error)}") / name)
 
 
-def check_given(variable: str, path: Path) -> None:
-    """Raise UserError where others could plant code in a folder that the user chose for compiled code."""
+def checked_folder(variable: str, path: Path) -> Path:
+    """The folder that the user chose for compiled code, without links on the way to it. Raises UserError
+    where others could plant code in it."""
     try:
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
-        problem = exposure(path, owners=(own_id(), 0))
+        real = Path(os.path.realpath(path))
+        problem = exposure(real, owners=(own_id(), 0))
     except OSError as error:
         raise UserError(f"{variable} is {path}, which cannot be used: {reason(error)}.") from None
     if problem:
@@ -148,6 +153,7 @@ def check_given(variable: str, path: Path) -> None:
             f"{variable} is {path}, and torch.compile runs what it finds there, but {problem}.",
             f"Choose a folder of your own that only you can write to (chmod go-w), or unset {variable}.",
         )
+    return real
 
 
 def own_id() -> int:
