@@ -1,6 +1,7 @@
 """Text from outside is shown, never obeyed: by a terminal, a shell, or an eye."""
 
 import subprocess
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -45,3 +46,16 @@ def test_bytes_that_are_no_unicode_and_whole_lines() -> None:
     shown = subprocess.run(["bash", "-c", f"printf %s {shell_word(name)}"], capture_output=True, check=True)
     assert shown.stdout == b"a\xff b"
     assert shell_line("overnight", "sample", "runs/x; rm -rf ~", 3) == "overnight sample 'runs/x; rm -rf ~' 3"
+
+
+@pytest.mark.parametrize(
+    "word", ["\n'; touch owned #", "\n\\'; touch owned #", "\\", "\\'; touch o #", "'\\"]
+)
+def test_no_other_shell_finds_the_end_of_a_quote_early(word: str, tmp_path: Path) -> None:
+    quoted = shell_word(word)
+    assert quoted.startswith("$'")
+    assert "'" not in quoted[2:-1]  # dash reads $ and a '...', in which a backslash is only that
+    subprocess.run(["sh", "-c", f"printf %s {quoted}"], cwd=tmp_path, capture_output=True, check=True)
+    assert not list(tmp_path.iterdir())
+    shown = subprocess.run(["bash", "-c", f"printf %s {quoted}"], capture_output=True, check=True)
+    assert shown.stdout.decode() == word

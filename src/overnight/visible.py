@@ -25,9 +25,11 @@ def one_line(text: str) -> str:
 
 def shell_word(word: str) -> str:
     """`word` as a shell reads it back, on one line: in quotes where it needs them, and as $'...' (bash, zsh)
-    where it contains what does not print. A byte of a name that is not Unicode stays that byte. `one_line`
-    returns the result unchanged, so it may be part of any message."""
-    if word.isprintable() and "  " not in word:
+    where it contains what does not print. No other shell finds the end of either quote early: there is no
+    quote inside $'...', which dash reads as '...', and no backslash before one elsewhere, where fish reads
+    an escape. A byte of a name that is not Unicode stays that byte. `one_line` returns the result unchanged,
+    so it may be part of any message."""
+    if word.isprintable() and "  " not in word and not re.search(r"\\('|$)", word):
         return shlex.quote(word)
     return "$'" + "".join(map(_escaped, word)).replace("  ", r" \x20") + "'"
 
@@ -50,7 +52,7 @@ def shell_line(*words: object) -> str:
 
 def _escaped(letter: str) -> str:
     if letter in "\\'":
-        return "\\" + letter
+        return f"\\x{ord(letter):02x}"
     if letter.isprintable():
         return letter
     if re.match("[\udc80-\udcff]", letter):  # how Python writes a byte that is not UTF-8
