@@ -1,5 +1,6 @@
 """Workers of `prepare`: results in order, whoever is killed in between."""
 
+import errno
 import multiprocessing
 import os
 import random
@@ -65,6 +66,26 @@ def die(pipe: Connection, described: dict) -> None:
 
 def leave(pipe: Connection, described: dict) -> None:
     os._exit(9)
+
+
+def die_of_a_signal_without_a_name(pipe: Connection, described: dict) -> None:
+    os.kill(os.getpid(), signal.SIGRTMIN + 3)
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGRTMIN"), reason="the system has no real-time signals")
+def test_a_signal_without_a_name_is_reported_by_its_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(encode, "work", die_of_a_signal_without_a_name)
+    with pytest.raises(Failure, match=f"killed by signal {signal.SIGRTMIN + 3}: try"):
+        list(in_order(batches(3), LETTERS, 1))
+
+
+def test_a_worker_that_cannot_be_started_is_the_systems_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(kind: str) -> None:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr(encode.multiprocessing, "get_context", refused)
+    with pytest.raises(OSError, match="Too many open files"):
+        list(in_order(batches(3), LETTERS, 2))
 
 
 def test_workers_that_are_always_killed_end_it_with_a_remedy(

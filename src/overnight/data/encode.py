@@ -82,12 +82,17 @@ class Worker:
             try:
                 return self._ask(batch)
             except (EOFError, OSError):  # the pipe has ended, and the process with it
+                if self._process is None:  # it could not be started
+                    raise
                 self._process.join()
                 code = self._process.exitcode
                 self._process = None
                 if self._stopped.is_set():
                     break
-        how = f"were killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+        known = {number.value: number.name for number in signal.Signals}  # real-time signals have no names
+        how = f"ended with exit code {code}"
+        if code < 0:
+            how = f"were killed by {known.get(-code, f'signal {-code}')}"
         why = " (the system does that when memory runs out)" if code == -signal.SIGKILL else ""
         raise Failure(f"{TRIES} worker processes in a row {how}{why}: try fewer --workers.")
 
