@@ -139,6 +139,22 @@ def test_a_run_goes_to_transformers_with_its_figures(cli: Cli, run: Path) -> Non
     assert ours == pytest.approx(theirs, abs=1e-6)
 
 
+def test_records_that_are_damaged_or_not_finite_do_not_keep_a_run_from_being_exported(
+    cli: Cli, run: Path
+) -> None:
+    records = [json.loads(line) for line in (run / "records.jsonl").read_text().splitlines()]
+    val = next(record for record in records if record["kind"] == "val")
+    added = [val | {"step": 4, "loss": None, "bits_per_byte": None}]
+    added += [val | {"kind": "hellaswag", "step": 4, "acc_norm": 0.5, "style": "<b>\n# a | b"}]
+    lines = [*map(json.dumps, [*records, *added]), "damaged"]
+    (run / "records.jsonl").write_text("".join(f"{line}\n" for line in lines))
+    outcome = cli("export", "runs/x", "--to", "hf", "--out", "out")
+    assert outcome.code == 0, outcome.err
+    card = Path("out/README.md").read_text()
+    assert "| validation loss | not finite at step 4 |" in card
+    assert "| HellaSwag | acc_norm 0.5000, \\<b\\> \\# a \\| b style |" in card
+
+
 def test_a_run_goes_to_llm_c_and_back(cli: Cli, run: Path) -> None:
     """The char model has another activation than llm.c's; a fine-tuned copy with GPT-2's has not."""
     refused = cli("export", "runs/x", "--to", "llmc", "--out", "out")

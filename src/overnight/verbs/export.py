@@ -70,20 +70,27 @@ def run(arguments: list[str]) -> int:
 def facts(loaded: "Loaded") -> dict[str, str]:
     """What a run measured up to the checkpoint, for the model card."""
     from overnight import records
+    from overnight.report.words import escaped
 
     if loaded.run is None or loaded.config is None or loaded.step is None:
         return {}
     newest: dict[str, dict] = {}
-    for record in records.read(loaded.run):
+    for record in records.sound(loaded.run):
         if record["step"] <= loaded.step:
             newest[record["kind"]] = record
     config, found = loaded.config, {"steps": f"{loaded.step:,}"}
     if "train" in newest:
         found["tokens trained on"] = f"{newest['train']['tokens']:,}"
-    found |= {"data": Path(config.data).name, "tokens a step": f"{config.batch_tokens:,}"}
+    found |= {"data": escaped(Path(config.data).name), "tokens a step": f"{config.batch_tokens:,}"}
     if val := newest.get("val"):
-        found["validation loss"] = f"{val['loss']:.4f} nats per token at step {val['step']:,}"
-        found["bits per byte"] = f"{val['bits_per_byte']:.4f}"
+        found["validation loss"] = f"{digits(val, 'loss', ' nats per token')} at step {val['step']:,}"
+        found["bits per byte"] = digits(val, "bits_per_byte")
     if hellaswag := newest.get("hellaswag"):
-        found["HellaSwag"] = f"acc_norm {hellaswag['acc_norm']:.4f}, {hellaswag['style']} style"
+        style = escaped(str(hellaswag.get("style")))
+        found["HellaSwag"] = f"acc_norm {digits(hellaswag, 'acc_norm')}, {style} style"
     return found
+
+
+def digits(record: dict, name: str, unit: str = "") -> str:
+    """A number of a record, which is null where it was not finite."""
+    return f"{value:.4f}{unit}" if isinstance(value := record.get(name), int | float) else "not finite"
