@@ -411,3 +411,22 @@ def test_the_doctor_finds_this_machine_well(cli: Cli) -> None:
         "python device precision compile memory disk tokenizer learning".split()
     )
     assert "FAIL" not in found.out
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        "report LONG",
+        "inspect LONG",
+        "eval runs/x --data LONG",
+        "sample hf:LONG",
+        "sample nanogpt:LONG",
+        "train shakespeare-cpu --run LONG",
+        "plan shakespeare-cpu --data LONG",
+        "prepare stdlib --tokenizer LONG",
+    ],  # fmt: skip
+)
+def test_a_path_that_is_too_long_is_refused_in_a_line(run: Path, cli: Cli, arguments: str) -> None:
+    outcome = cli(*arguments.replace("LONG", 300 * "x").split())
+    assert (outcome.code, outcome.out, len(outcome.err.splitlines())) == (2, "", 1)
+    assert "ile name too long" in outcome.err

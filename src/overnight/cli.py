@@ -1,5 +1,6 @@
 """The `overnight` command: parses, calls, exits."""
 
+import errno
 import importlib
 import os
 import signal
@@ -7,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from io import TextIOWrapper
 
-from overnight.errors import DONE, FAILURE, INTERRUPTED, SAVED, Preempted, UserError, near
+from overnight.errors import DONE, FAILURE, INTERRUPTED, SAVED, WRONG_INPUT, Preempted, UserError, near
 from overnight.terminal import complain, say
 
 VERBS = {
@@ -57,6 +58,9 @@ def run(arguments: Sequence[str]) -> int:
     except OSError as error:
         from overnight.files import disk_problem, is_full
 
+        if error.errno in (errno.ENAMETOOLONG, errno.EACCES):  # of a path that an option or a file gives
+            complain(f"overnight: {UserError(disk_problem(error) + '.')}")
+            return WRONG_INPUT
         if not is_full(error):
             raise
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # `overnight report ... > file`

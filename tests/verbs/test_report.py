@@ -163,3 +163,10 @@ def test_records_that_the_checkpoint_does_not_vouch_for_are_named(how: str, run:
     outcome = cli("report", "x")
     assert outcome.code == 0
     assert "The newest checkpoint vouches for other records (records.jsonl " in outcome.out
+
+
+def test_data_at_a_path_that_is_too_long_is_a_problem_of_the_run(cli: Cli, run: Path) -> None:
+    edit(run / "config.json", lambda described: described.update(data=300 * "x"))
+    outcome = cli("report", "x", "--markdown")
+    assert (outcome.code, outcome.err) == (0, "")
+    assert "cannot be read: File name too long." in outcome.out

@@ -192,6 +192,10 @@ def refresh(run: Run) -> Run:
             run.data = data_of(run.path, run.config, run.extra.get("data_fingerprint"))
         except UserError as error:
             run.problems.append(str(error))
+        except OSError as error:  # a name that is too long, a folder that others may not enter
+            run.problems.append(
+                f"Its data, {one_line(run.config.data)[:200]}, cannot be read: {reason(error)}."
+            )
     return run
 
 
