@@ -424,7 +424,7 @@ def test_the_doctor_finds_this_machine_well(cli: Cli) -> None:
         "train shakespeare-cpu --run LONG",
         "plan shakespeare-cpu --data LONG",
         "prepare stdlib --tokenizer LONG",
-    ],  # fmt: skip
+    ],
 )
 def test_a_path_that_is_too_long_is_refused_in_a_line(run: Path, cli: Cli, arguments: str) -> None:
     outcome = cli(*arguments.replace("LONG", 300 * "x").split())

@@ -49,7 +49,7 @@ def test_bytes_that_are_no_unicode_and_whole_lines() -> None:
 
 
 @pytest.mark.parametrize(
-    "word", ["\n'; touch owned #", "\n\\'; touch owned #", "\\", "\\'; touch o #", "'\\"]
+    "word", ["\n'; touch owned #", "\n\\'; touch owned #", "\\", "\\'; touch owned #", "'\\"]
 )
 def test_no_other_shell_finds_the_end_of_a_quote_early(word: str, tmp_path: Path) -> None:
     quoted = shell_word(word)
