@@ -105,7 +105,7 @@ def test_permissions_that_are_taken_away_for_a_while(data_folder: Path) -> None:
             process.wait()
 
 
-@pytest.mark.parametrize("how", ["deleted", "moved", "parent moved"])
+@pytest.mark.parametrize("how", ["deleted", "moved", "parent moved", "moved, and an empty one made"])
 def test_a_run_folder_that_vanishes_is_made_again_for_the_last_save(
     how: str, go: Callable[..., int], whole: Path, tmp_path: Path, capsys
 ) -> None:
@@ -115,6 +115,7 @@ def test_a_run_folder_that_vanishes_is_made_again_for_the_last_save(
         "deleted": lambda: shutil.rmtree(run),
         "moved": lambda: run.rename(tmp_path / "elsewhere"),
         "parent moved": lambda: folder.rename(tmp_path / "elsewhere"),
+        "moved, and an empty one made": lambda: (run.rename(tmp_path / "elsewhere"), run.mkdir()),
     }
     assert go("runs/run", {8: vanish[how]}) == 0
     assert "was moved or deleted: it is made again" in capsys.readouterr().out
@@ -122,25 +123,36 @@ def test_a_run_folder_that_vanishes_is_made_again_for_the_last_save(
     assert runs.read_config(run)[0].steps == 12
     assert (run / runs.TOKENIZER).is_file()
     assert go("runs/run", {}) == 0, "it is complete"
+    assert not (run / lock.FILE).exists()
 
 
-def test_a_folder_that_another_process_has_taken_is_left_alone(
-    go: Callable[..., int], tmp_path: Path, monkeypatch, capsys
+@pytest.mark.parametrize("whose", ["that trains", "that has ended", "of something else"])
+def test_another_folder_of_the_same_name_is_left_alone(
+    whose: str, go: Callable[..., int], trained: Path, tmp_path: Path, monkeypatch, capsys
 ) -> None:
-    """Ours was moved away, and somebody began another run of the same name."""
+    """Ours was moved away, and there is another run by now: its checkpoints must not be pruned."""
     run = tmp_path / "run"
     monkeypatch.setattr(saving, "PATIENCE", 0.0)
 
     def replace() -> None:
         run.rename(tmp_path / "elsewhere")
-        run.mkdir()
-        (run / lock.FILE).write_text("process 1 on another-host")
-        (run / "config.json").write_text("{}")
+        shutil.copytree(trained, run)
+        if whose == "that trains":
+            (run / lock.FILE).write_text("process 1 on another-host")
+        if whose == "of something else":
+            shutil.rmtree(run)
+            run.mkdir()
+            (run / "notes.txt").touch()
+        before.update(content(run))
 
+    before: dict[Path, bytes] = {}
     assert go("run", {8: replace}) == 1
-    assert "another process trains in a folder of the same name" in capsys.readouterr().err
-    assert sorted(path.name for path in run.iterdir()) == [".lock", "config.json"]
-    assert (run / lock.FILE).read_text() == "process 1 on another-host"
+    assert "the run was moved away, and another folder has its name" in capsys.readouterr().err
+    assert content(run) == before
+
+
+def content(folder: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def test_a_lock_removes_its_own_file_only(tmp_path: Path) -> None:

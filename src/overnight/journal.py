@@ -7,6 +7,7 @@ import shutil
 import time
 from collections import deque
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,9 @@ import torch
 
 from overnight import __version__, plan, records, saved
 from overnight.data.batches import Batches
+from overnight.errors import UserError
 from overnight.files import disk_problem, reason
+from overnight.lock import Lock
 from overnight.records import Records
 from overnight.start import Start, describe
 from overnight.state import State
@@ -32,6 +35,7 @@ class Journal:
         self.start, self.config, self.run = start, start.config, start.run
         self.status, self.world = status, world
         self.records: Records | None = None
+        self.remaking = False  # whether the run's folder is being made again
         self.first = start.state.step if start.state else 0
         peak = peak_flops(world.device, start.config.precision)
         self.peak = peak * world.size if peak else None
@@ -113,14 +117,17 @@ class Journal:
             f"({config.micro_batch} x {config.model.block_size} at a time)."
         )
 
-    def make_folder_again(self) -> None:
+    def make_folder_again(self, lock: Lock) -> None:
         """Make the run's folder again where it was moved or deleted while the run was training, so that its
-        last checkpoint can be saved."""
-        with contextlib.suppress(OSError):  # it is tried again
-            if self.records and not self.run.exists():
-                self.run.mkdir(parents=True)
+        last checkpoint can be saved. An empty folder of its name will do, another one is left alone."""
+        with contextlib.suppress(OSError, UserError):  # it is tried again
+            if self.records and (self.remaking or is_free(self.run)):
+                self.run.mkdir(parents=True, exist_ok=True)
+                lock.move()
+                self.remaking = True
                 describe(self.start)
                 self.records.write_again()
+                self.remaking = False
                 self.say(f"{self.run} was moved or deleted: it is made again for the last checkpoint.")
 
     def check_room(self) -> None:
@@ -191,8 +198,7 @@ class Journal:
             newest = f"the others cannot be listed ({reason(other)})"
         self.event(step, "save_failed", {"error": str(error)})
         self.say(
-            f"CHECKPOINT OF STEP {step:,} NOT SAVED: {disk_problem(error)}. Training goes on and it is tried "
-            f"again; {newest}."
+            f"CHECKPOINT OF STEP {step:,} NOT SAVED: {disk_problem(error)}. It is tried again; {newest}."
         )
 
     def gone_back(self, step: int, first: int, back: int, skipped: list[list[int]]) -> None:
@@ -216,6 +222,14 @@ class Journal:
             f"Done: {self.config.steps:,} steps, {duration(time.monotonic() - self.began)} in this process. "
             f"Now: overnight report {shell_path(self.run)}, overnight sample {shell_path(self.run)}"
         )
+
+
+def is_free(run: Path) -> bool:
+    """Whether nothing is at this path, or an empty folder."""
+    try:
+        return not any(run.iterdir())
+    except FileNotFoundError:
+        return not run.is_symlink()
 
 
 def complete(start: Start) -> str:

@@ -73,7 +73,7 @@ def remove_abandoned(cache: Path) -> None:
     for folder in cache.glob(f"{prefix()}*-*"):
         with contextlib.suppress(OSError, ValueError):
             pid = int(folder.name.removeprefix(prefix()).split("-")[0])
-            # Not of this process: to look at its lock would give it up.
+            # Not of this process: looking at its lock would release it.
             if pid != os.getpid() and is_abandoned(folder):
                 shutil.rmtree(folder, ignore_errors=True)
 

@@ -25,6 +25,7 @@ class Lock:
     def __init__(self, run: Path):
         self.path = run / FILE
         self._file: IO[bytes] | None = None
+        self._folder: int | None = None  # open, so that no other folder can be taken for it
         self._mine = f"process {os.getpid()} on {socket.gethostname()}"
 
     def __enter__(self) -> "Lock":
@@ -61,10 +62,30 @@ class Lock:
         return "another process"
 
     def lost(self) -> bool:
-        """Whether another process has locked the folder of this name by now, since ours was moved away."""
-        if self._file is None or same_file(self._file, self.path) or not self.path.is_file():
+        """Whether the name of our folder, which was moved away or lost its lock, is another run's by now."""
+        if self._file is None or same_file(self._file, self.path):
             return False  # (not opened before that is clear: closing it would give our lock up)
-        return self.holder() != self._mine
+        if self.path.is_file():
+            return self.holder() != self._mine
+        try:
+            now = os.stat(self.path.parent)
+        except FileNotFoundError:
+            return False
+        return self._folder is not None and not os.path.samestat(os.fstat(self._folder), now)
+
+    def move(self) -> None:
+        """Lock the folder that has the name now, in place of the one that was moved away. Raises UserError
+        where another process has it."""
+        file, folder = self._file, self._folder
+        if file is None or same_file(file, self.path):
+            return
+        self._file = self._folder = None
+        try:
+            self.take()
+        except BaseException:
+            self._file, self._folder = file, folder
+            raise
+        close(file, folder)
 
     def _try(self) -> bool:
         with clear_disk_errors(f"locking {self.path.parent}"):
@@ -79,6 +100,8 @@ class Lock:
             file.close()
             return self._try()
         self._file = file
+        if hasattr(os, "O_DIRECTORY"):  # Windows moves no folder with an open file
+            self._folder = os.open(self.path.parent, os.O_RDONLY | os.O_DIRECTORY)
         with contextlib.suppress(OSError):  # on a full disk the holder stays nameless
             file.truncate(0)
             file.write(self._mine.encode())
@@ -93,8 +116,14 @@ class Lock:
             with contextlib.suppress(OSError):  # Windows does not remove open files: it stays, unlocked
                 if same_file(self._file, self.path):  # not another's, where the folder was moved
                     os.unlink(self.path)
-            self._file.close()
-            self._file = None
+            close(self._file, self._folder)
+            self._file = self._folder = None
+
+
+def close(file: IO[bytes], folder: int | None) -> None:
+    file.close()
+    if folder is not None:
+        os.close(folder)
 
 
 def try_lock(file: IO[bytes]) -> bool:
@@ -134,7 +163,7 @@ def held(run: Path) -> bool | None:
     or it was on another machine, whose locks need not be seen here.
 
     Looking takes the lock for a moment, for which a training that begins just then waits. Not for a process
-    that holds it: closing its file would give it up.
+    that holds it: closing its file would release it.
     """
     try:
         with open_real(run / FILE, create=False) as file:

@@ -130,13 +130,14 @@ class Records:
     def sync(self, size: int) -> None:
         """Make sure that the first `size` bytes are on the disk; may be called by another thread. Raises
         OSError while some of them wait."""
-        # In this order: what is written after the look is nobody's business.
+        # In this order: what is written after this check need not be covered.
         if self._size - len(self._waiting) < size:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.path))
         os.fsync(self._file.fileno())
 
     def write_again(self) -> None:
         """Make the file again where its folder was moved or deleted: the open file still has the content."""
+        self.path.unlink(missing_ok=True)  # of a try that the disk had no room for
         self._file.seek(0)
         with open_new(self.path) as copy:
             while piece := self._file.read(PIECE):

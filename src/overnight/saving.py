@@ -76,7 +76,7 @@ class Saver:
                     "Mend that and run the same command again: it resumes from the checkpoint before.",
                 )
             time.sleep(1)
-            self.journal.make_folder_again()
+            self.journal.make_folder_again(self.lock)
             self.journal.flush()  # the checkpoint vouches for records, and no new one takes those along
             self._submit()
             self._finish()
@@ -103,7 +103,7 @@ class Saver:
 
     def _publish(self, state: State) -> None:
         if self.lock.lost():
-            problem = "another process trains in a folder of the same name"
+            problem = "the run was moved away, and another folder has its name"
             raise OSError(errno.ESTALE, problem, str(self.run))
         self.journal.sync(state)
         tensors = self._copies[checkpoint.WEIGHTS], self._copies[checkpoint.OPTIMIZER]
