@@ -215,9 +215,14 @@ class Journal:
         saved = f"saved step {step:,}" if step else "no step was finished, so nothing is saved"
         self.say(f"{why.capitalize()}: {saved}. Run the same command again to resume.")
 
-    def done(self, last_val: dict[str, float]) -> None:
-        """The last step is done and saved."""
+    def done(self, last_val: dict[str, float], compared: int, shards: int) -> None:
+        """The last step is done and saved. compared: shards that this process has hashed, of all."""
         self.event(self.config.steps, "done", last_val)
+        if compared < shards:
+            self.say(
+                f"{compared:,} of {shards:,} shards were compared with the manifest in the background; "
+                "--verify compares all before a run begins."
+            )
         self.say(
             f"Done: {self.config.steps:,} steps, {duration(time.monotonic() - self.began)} in this process. "
             f"Now: overnight report {shell_path(self.run)}, overnight sample {shell_path(self.run)}"

@@ -194,10 +194,8 @@ class Session:
 
     def validate(self, model: Network, step: int) -> None:
         """Validation loss on the first tokens or, at the end, on all."""
-        last = step == self.config.steps
-        if last:
-            self.integrity.settle_validation()
-        limit = None if last else self.config.val_tokens
+        self.integrity.settle_validation()
+        limit = self.config.val_tokens if step < self.config.steps else None
         self.last_val = self.evaluator.validate(model, step, self.journal.tokens(step), limit)
         self.val_loss = step, self.last_val["loss"]
 
@@ -280,10 +278,11 @@ class Session:
 
     def finish(self) -> int:
         """The last step is done, and everything after it."""
+        compared, shards = self.integrity.settle_rest()
         if self.saved != self.config.steps:
             self.save(self.config.steps, [])
         self.saver.make_sure()
-        self.journal.done(self.last_val)
+        self.journal.done(self.last_val, compared, shards)
         return errors.DONE
 
 

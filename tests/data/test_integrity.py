@@ -87,12 +87,38 @@ def test_damage_that_no_stamp_shows_is_found_by_hashing(data: Path, monkeypatch:
     found.close()
 
 
-def test_a_last_validation_is_believed_only_of_sound_data(data: Path) -> None:
+def test_a_validation_is_believed_only_of_sound_data(data: Path) -> None:
     overwrite(data / "val_000000.bin")
     found = Integrity(Data(data))
     with pytest.raises(ChangedData, match="val_000000"):
         found.settle_validation()
     found.close()
+
+
+def test_the_validation_split_is_hashed_first(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hashed: list[str] = []
+    monkeypatch.setattr(Integrity, "_hash_slowly", lambda self, path: hashed.append(path.name))
+    Integrity(Data(data))._thread.join(60)
+    assert hashed[0] == "val_000000.bin"
+
+
+def test_a_short_run_on_damaged_data_ends_with_an_error(data: Path, tmp_path: Path, capsys) -> None:
+    """The background has had no time, and the reader sees ids like any others."""
+    overwrite(data / "train_000001.bin")
+    options = ["train", "shakespeare-cpu", "--data", str(data), *TINY, "--save-every", "2"]
+    assert cli.run([*options, "--run", str(tmp_path / "run")]) == 1
+    assert "train_000001.bin has changed" in capsys.readouterr().err
+
+
+def test_shards_that_nobody_had_time_for_are_counted(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    monkeypatch.setattr(integrity, "AT_ONCE", 0)
+    monkeypatch.setattr(Integrity, "_hash_all", lambda self: None)
+    options = ["train", "shakespeare-cpu", "--data", str(data), *TINY]
+    assert cli.run([*options, "--run", str(tmp_path / "run")]) == 0
+    shards = len(list(data.glob("*.bin")))
+    assert f"1 of {shards} shards were compared with the manifest" in capsys.readouterr().out
 
 
 def test_other_ranks_of_a_host_do_not_look(data: Path) -> None:

@@ -2,13 +2,16 @@
 
 Between steps the stamps of the files (size, times of change, identity) are compared with those at the start,
 which takes microseconds per shard; a file whose stamp differs is hashed at once. In the background a thread
-of low priority hashes all of them every hour, and finds what no stamp shows: a bad disk.
+of low priority hashes all of them every hour, and finds what no stamp shows: a bad disk. The validation split
+comes first, the others in random order, so that a run of many short processes has them all compared.
 """
 
 import hashlib
 import os
+import random
 import threading
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 from overnight.data.manifest import Data
@@ -20,6 +23,7 @@ LOOK_EVERY = 1.0  # seconds between two comparisons of stamps
 SHARE = 0.01  # of one processor's time, at most, goes into hashing
 PASS_EVERY = 3600.0  # seconds from the start of one pass over all shards to the next
 PIECE = 1 << 20  # bytes
+AT_ONCE = 256 << 20  # bytes that a run stays for at its end
 
 Stamp = tuple[int, int, int, int]
 
@@ -53,8 +57,19 @@ class Integrity:
     def settle_validation(self) -> None:
         """Make sure that the validation split is intact before a result on it is believed. Raises
         ChangedData."""
+        self._settle(self._val)
+
+    def settle_rest(self) -> tuple[int, int]:
+        """At the end of a run: compare the shards that the background has not come to, where they are small;
+        how many of all shards were compared. Raises ChangedData."""
+        rest = {path: found for path, found in self._stamps.items() if path not in self._hashed}
+        size = sum(found[0] for found in rest.values() if found)
+        self._settle(rest if size <= AT_ONCE else ())
+        return len(self._hashed), len(self._sha256)
+
+    def _settle(self, paths: Iterable[Path]) -> None:
         self.look(now=True)
-        for path in self._val:
+        for path in paths:
             if path not in self._hashed and not self.problem:
                 self._compare(path)
         if self.problem:
@@ -87,7 +102,9 @@ class Integrity:
         step_back()
         while not self._over.is_set():
             began = time.monotonic()
-            for path in self._sha256:
+            others = [path for path in self._sha256 if path not in self._val]
+            random.SystemRandom().shuffle(others)
+            for path in (*self._val, *others):
                 before = stamp(path)
                 try:
                     digest = self._hash_slowly(path)

@@ -82,7 +82,10 @@ class Shard:
         return content
 
 
-RESTORE = "Restore it, or prepare the data again; then run the same command: it resumes from its checkpoint."
+RESTORE = (
+    "Restore it, or prepare the data again; then run the same command: it goes on from the newest "
+    "checkpoint, or begins again where there is none yet."
+)
 
 
 def open_shard(path: Path) -> Shard:
