@@ -157,9 +157,10 @@ def read_fitting(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> dict[str,
     """The tensors of a file that holds just these. Raises UserError that names the first that differs."""
     tensors = read_tensors(path)
     for name in sorted(shapes.keys() | tensors.keys()):
-        have = tuple(tensors[name].shape) if name in tensors else None
-        if have != shapes.get(name):
-            raise UserError(f"{path} does not fit the model: {name} is {have}, not {shapes.get(name)}.")
+        have, wanted = tuple(tensors[name].shape) if name in tensors else "missing", shapes.get(name)
+        if have != wanted:
+            instead = f", not {wanted}" if name in shapes else ", which the model does not have"
+            raise UserError(f"{path} does not fit the model: {name} is {have}{instead}.")
     return tensors
 
 

@@ -5,12 +5,15 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-from overnight.errors import Failure
+from overnight import plan, runs
+from overnight.errors import Failure, UserError
 from overnight.files import checksum, read_bytes, reason, sha256_file
 from overnight.state import State
 
 WEIGHTS, OPTIMIZER, STATE = "model.safetensors", "optimizer.safetensors", "state.json"
 NAME = re.compile(r"step_(\d{8,})")
+HEADER = 16 << 20  # bytes of a safetensors header, at most
+LARGEST = 64 << 30  # bytes of a file whose model is not known: checkpoints of earlier versions
 
 
 class Damaged(Exception):
@@ -41,6 +44,8 @@ def check(path: Path, names: tuple[str, ...] = (WEIGHTS, OPTIMIZER)) -> State:
         if problem := state.problem():
             raise Damaged(f"{STATE} is inconsistent: {problem}")
         for name in names:
+            if (path / name).stat().st_size > most_bytes(state, name):
+                raise Damaged(f"{name} is larger than the model")
             if sha256_file(path / name) != state.sha256[name]:
                 raise Damaged(f"{name} is not the file that was saved")
         if f"step_{state.step:08d}" != path.name:
@@ -52,6 +57,16 @@ def check(path: Path, names: tuple[str, ...] = (WEIGHTS, OPTIMIZER)) -> State:
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise Damaged(f"{type(error).__name__}: {error}"[:200]) from None
     return state
+
+
+def most_bytes(state: State, name: str) -> int:
+    """The size of a file of tensors, at most: hashing a stranger's could take days."""
+    try:
+        config, _ = runs.parse_config(state.config, STATE)
+        parameters = plan.parameters(config.model)
+    except (UserError, TypeError):  # TypeError: no number of ids
+        return LARGEST
+    return HEADER + (4 if name == WEIGHTS else 8) * parameters
 
 
 def newest_sound(
