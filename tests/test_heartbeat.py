@@ -47,7 +47,7 @@ def test_the_silent_one_of_several_is_named(left: Callable, monkeypatch: pytest.
     monkeypatch.setattr(heartbeat, "SILENCE", 2.0)
     exchange, _ = beating(3, silent=2)
     with heartbeat.heartbeat(0, exchange, ["a", "b", "c", "d"]):
-        assert left() == "rank 2 on c has not been heard of for 2 s, so rank 0 ends."
+        assert left() == "rank 2 on c has not responded for 2 s, so rank 0 ends."
 
 
 def test_a_store_that_is_gone_is_silence(left: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -57,7 +57,7 @@ def test_a_store_that_is_gone_is_silence(left: Callable, monkeypatch: pytest.Mon
         raise dist.DistNetworkError("connection reset by peer")
 
     with heartbeat.heartbeat(1, exchange, ["a", "b"]):
-        assert left() == "rank 0 on a has not been heard of for 1 s, so rank 1 ends."
+        assert left() == "rank 0 on a has not responded for 1 s, so rank 1 ends."
 
 
 def test_a_process_that_slept_counts_nobody_dead(left: Callable, monkeypatch: pytest.MonkeyPatch) -> None:

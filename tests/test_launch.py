@@ -254,7 +254,7 @@ def test_a_rank_that_falls_silent_is_given_up(start, tmp_path: Path) -> None:
         assert process.wait(300) == 1
     finally:
         wait_until_gone(ranks, 300)
-    silent = f"rank 1 on {os.uname().nodename} has not been heard of for 10 s, so rank 0 ends."
+    silent = f"rank 1 on {os.uname().nodename} has not responded for 10 s, so rank 0 ends."
     assert f"overnight: {silent}" in process.stderr.read()
 
 

@@ -120,6 +120,32 @@ def test_a_signal_is_received_while_the_main_thread_is_deaf(
     assert capfd.readouterr().err.count("stopping: ") == 1
 
 
+@pytest.mark.parametrize(("number", "reason"), SIGNALS)
+def test_it_is_acknowledged_at_once_before_the_first_step_too(
+    number: int, reason: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While the main thread is in a call of many seconds, such as reading data or compiling."""
+    said_while_busy: list[tuple[str, bool]] = []
+    busy = threading.Event()
+    monkeypatch.setattr(stop, "acknowledge", lambda what: said_while_busy.append((what, busy.is_set())))
+
+    def ask() -> None:
+        os.kill(os.getpid(), number)
+        wait_for(lambda: bool(said_while_busy))
+
+    with Stop() as asked:
+        asked.ready()
+        asker = threading.Thread(target=ask)
+        with pytest.raises(KeyboardInterrupt):  # or Preempted, which is one
+            busy.set()
+            asker.start()
+            hashlib.pbkdf2_hmac("sha256", b"", b"", 20_000_000)
+            pytest.fail("the handler has not raised")
+        busy.clear()
+        asker.join()
+    assert said_while_busy == [("there is nothing to save yet.", True)]
+
+
 def wait_for(happened) -> None:
     until = time.monotonic() + 60
     while not happened():

@@ -26,6 +26,7 @@ from overnight import interfaces, rendezvous
 from overnight.errors import DONE, FAILURE, SAVED, WRONG_INPUT, UserError
 from overnight.files import reason
 from overnight.launcher_folder import launcher_folder
+from overnight.machine import signal_name
 from overnight.rendezvous import BACKEND, OneMachine, Rendezvous, SeveralMachines, Team
 from overnight.stop import STOP_FOLDER
 from overnight.terminal import complain
@@ -39,7 +40,8 @@ def main(arguments: list[str]) -> int:
     """Run the ranks; the exit code of the first that failed, where that is one of ours (errors.py)."""
     # Its warnings tell of every process that it ends; the one that died first is told below.
     logging.getLogger("torch.distributed.elastic").setLevel(logging.ERROR)
-    logging.getLogger("torch.distributed.elastic.agent.server.api").setLevel(logging.CRITICAL)
+    for name in ("agent.server.api", "multiprocessing.api"):
+        logging.getLogger(f"torch.distributed.elastic.{name}").setLevel(logging.CRITICAL)
     logging.getLogger("torch.distributed.run").setLevel(logging.ERROR)
     try:
         with contextlib.ExitStack() as stack:
@@ -125,7 +127,7 @@ def told(rank: int, failure: ProcessFailure) -> str:
     """How a rank ended."""
     if failure.exitcode >= 0:
         return f"rank {rank} ended with exit code {failure.exitcode}, so the other ranks were ended."
-    name = signal.Signals(-failure.exitcode).name
+    name = signal_name(-failure.exitcode)
     why = " (the system does that when memory runs out)" if name == "SIGKILL" else ""
     return f"rank {rank} (process {failure.pid}) was killed by {name}{why}, so the other ranks were ended."
 

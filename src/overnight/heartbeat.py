@@ -51,7 +51,7 @@ def heartbeat(rank: int, exchange: Exchange, hosts: list[str]) -> Iterator[None]
             for other in range(len(hosts)):
                 silent[other] += min(passed, EVERY)
                 if other != rank and silent[other] > SILENCE and not over.is_set():
-                    what = f"rank {other} on {hosts[other]} has not been heard of for {SILENCE:.0f} s"
+                    what = f"rank {other} on {hosts[other]} has not responded for {SILENCE:.0f} s"
                     leave(FAILURE, f"{what}, so rank {rank} ends.")
 
     threads = [

@@ -13,7 +13,7 @@ from overnight.launcher_folder import launcher_folder
 from overnight.lock import GRACE, Lock
 from overnight.machine import cpu_count
 from overnight.private import use_private_folders
-from overnight.stop import NOW, STOP_FOLDER, WORD, WORDS, signals
+from overnight.stop import NOW, SAVED_FIRST, STOP_FOLDER, WORD, WORDS, acknowledge, signals
 
 
 def leave_quietly(code: int) -> int:
@@ -45,6 +45,7 @@ def torchrun(run: Path, processes: int, max_restarts: int, arguments: list[str])
                     agent.kill()
             elif not words:
                 tell(folder, word)
+                acknowledge(SAVED_FIRST)
             words.append(word)
 
         before = {number: signal.signal(number, pass_on) for number in signals()}

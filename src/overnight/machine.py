@@ -4,6 +4,7 @@ import contextlib
 import ctypes
 import os
 import platform
+import signal
 import sys
 import threading
 from pathlib import Path
@@ -33,6 +34,14 @@ def cpu_field(name: str) -> str:
             return next(line.split(":")[1].strip() for line in file if line.startswith(name))
     except (OSError, StopIteration):
         return ""
+
+
+def signal_name(number: int) -> str:
+    """SIGKILL for 9; "signal 37" for one that has a number only."""
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
 
 
 def keep_memory() -> None:

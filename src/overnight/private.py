@@ -20,7 +20,7 @@ from overnight.files import reason
 from overnight.terminal import complain
 
 CACHES = {"TORCHINDUCTOR_CACHE_DIR": "inductor", "TRITON_CACHE_DIR": "triton"}
-FORGOTTEN = 7 * 86400.0  # seconds after which nobody comes back for a temporary file
+FORGOTTEN = 30 * 86400.0  # seconds after which nobody comes back for a temporary file
 OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
 
 

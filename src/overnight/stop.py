@@ -27,6 +27,7 @@ NOW = "now"  # the word to leave without saving
 WORDS = ("interrupted", "preempted", NOW)
 UNDER_TORCHRUN = "TORCHELASTIC_RUN_ID"  # torchrun sets it for every rank
 WATCH_EVERY = 0.2  # seconds
+SAVED_FIRST = "the checkpoint is saved first. Ctrl-C twice leaves at once, without saving."
 
 
 # Reasons as numbers that ranks add up; of several that are given, the first counts.
@@ -135,8 +136,10 @@ class Stop:
 
     def _receive(self, number: int) -> None:
         reason = "interrupted" if number == signal.SIGINT else self.reason or "preempted"
-        if self._at_once:  # the handler in the main thread acts on it
-            self.reason = reason
+        if self._at_once:  # the handler acts on it, as soon as the main thread comes out of what it computes
+            first, self.reason = not self.reason, reason
+            if first:
+                acknowledge("there is nothing to save yet.")
         elif number == signal.SIGINT and self.reason == "interrupted":
             leave(INTERRUPTED, "interrupted twice: the next start resumes from the last checkpoint.")
         else:
@@ -146,9 +149,7 @@ class Stop:
         """Set the reason; say so the first time, on the first rank."""
         first, self.reason = not self.reason, reason
         if first and os.environ.get("RANK", "0") == "0":
-            end_of_line = "\r\x1b[K" if sys.stderr.isatty() else ""
-            told = "stopping: the checkpoint is saved first. Ctrl-C twice leaves at once, without saving."
-            show(f"{end_of_line}overnight: {told}\n", sys.stderr)
+            acknowledge(SAVED_FIRST)
 
     def _watch(self, parent: int, folder: Path | None) -> None:
         """A rank's eye on those who started it. With torchrun gone it saves and leaves; with our launcher
@@ -162,9 +163,15 @@ class Stop:
                 if word == NOW or (orphan and not folder.is_dir()):  # said and taken away meanwhile
                     leave(INTERRUPTED, "")
                 if word and not self.reason:
-                    self._ask(word)
+                    self.reason = word  # the launcher has said so
             if orphan and not self.reason:
                 self._ask("preempted")
+
+
+def acknowledge(what: str) -> None:
+    """Say at once that a request to stop has come."""
+    end_of_line = "\r\x1b[K" if sys.stderr.isatty() else ""
+    show(f"{end_of_line}overnight: stopping: {what}\n", sys.stderr)
 
 
 def leave(code: int, why: str) -> NoReturn:

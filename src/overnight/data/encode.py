@@ -19,6 +19,7 @@ import numpy as np
 from overnight.data import fast, tokens
 from overnight.data.manifest import TOKENIZER
 from overnight.errors import Failure
+from overnight.machine import signal_name
 
 T = TypeVar("T")
 Batch = list[tuple[bool, bool, str]]  # (first piece of a document?, validation?, text)
@@ -89,10 +90,7 @@ class Worker:
                 self._process = None
                 if self._stopped.is_set():
                     break
-        known = {number.value: number.name for number in signal.Signals}  # real-time signals have no names
-        how = f"ended with exit code {code}"
-        if code < 0:
-            how = f"were killed by {known.get(-code, f'signal {-code}')}"
+        how = f"were killed by {signal_name(-code)}" if code < 0 else f"ended with exit code {code}"
         why = " (the system does that when memory runs out)" if code == -signal.SIGKILL else ""
         raise Failure(f"{TRIES} worker processes in a row {how}{why}: try fewer --workers.")
 
