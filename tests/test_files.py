@@ -66,7 +66,7 @@ def test_a_failed_write_leaves_the_old_content(
 def test_json_that_is_no_object_is_refused_with_its_name(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "config.json"
     path.write_bytes(content)
-    with pytest.raises(UserError, match=r"config.*is damaged.*Make it again"):
+    with pytest.raises(UserError, match=r"config.*is damaged.*make it again"):
         read_json(path, "config")
 
 

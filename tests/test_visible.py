@@ -18,6 +18,8 @@ def test_control_characters_become_pictures() -> None:
     assert visible("a\x1b[2Jb\x7f\x9bc\u202ed\u2066e\u200ff\u2028g") == (
         "a\u241b[2Jb\u2421\ufffdc\ufffdd\ufffde\ufffdf\ufffdg"
     )
+    assert visible("a\u200bb\ufeffc\xadd\U000e0041e") == "a\ufffdb\ufffdc\ufffdd\ufffde"
+    assert visible("👩\u200d🚀") == "👩\u200d🚀"
     assert visible("tabs\tand\nlines, ä and 🌙") == "tabs\tand\nlines, ä and 🌙"
     assert one_line("a\n\tb \r\n c") == "a b ␍ c"
 

@@ -7,8 +7,8 @@ from types import MappingProxyType
 from typing import Any
 
 RAMP_START = 32_768  # tokens a step at the start of a batch ramp (GPT-3's paper, table 2.1 and appendix B)
-# Above all that is used, below what makes torch overflow or a loop never end. Whole numbers of all other
-# options: what a float holds exactly.
+# Above all that is used, below what makes torch overflow or a loop never end. Numbers of all other options:
+# below which a float holds every whole number.
 LARGEST = 2**53
 LIMITS: dict[str, float] = {
     "lr": 100.0, "min_lr": 100.0, "embedding_lr": 100.0, "head_lr": 100.0, "scalar_lr": 100.0,
@@ -29,7 +29,7 @@ def at_least(config: Any, prefix: str, least: int, *names: str) -> Iterator[str]
 def above_limits(config: Any, usual: Mapping[str, float] = MappingProxyType({})) -> Iterator[str]:
     """A problem for each field, at any depth, with a number above its limit. usual: ones to name then."""
     for name, value in fields_of(config):
-        most = LIMITS.get(name.rpartition(".")[2], LARGEST if isinstance(value, int) else math.inf)
+        most = LIMITS.get(name.rpartition(".")[2], LARGEST)
         if isinstance(value, int | float) and most < value < math.inf:
             limit = f"{most:,}" if isinstance(most, int) else f"{most:,g}"
             hint = f"; {usual[name]:g} is usual" if name in usual else ""

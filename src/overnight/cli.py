@@ -11,6 +11,9 @@ from io import TextIOWrapper
 from overnight.errors import DONE, FAILURE, INTERRUPTED, SAVED, WRONG_INPUT, Preempted, UserError, near
 from overnight.terminal import complain, say
 
+# What a path may be that an option or a file gives; what may be wrong with the disk or the system.
+WRONG_PATH = {errno.ENAMETOOLONG, errno.EACCES, errno.ELOOP}
+BROKEN = {errno.EIO, errno.EROFS, errno.EMFILE, errno.ENFILE, getattr(errno, "ESTALE", errno.EIO)}
 VERBS = {
     "prepare": ("SOURCE", "documents -> tokens -> shards in data/NAME/"),
     "train": ("PRESET", "a run in runs/NAME/; the same command again goes on where it was"),
@@ -58,9 +61,9 @@ def run(arguments: Sequence[str]) -> int:
     except OSError as error:
         from overnight.files import disk_problem, is_full
 
-        if error.errno in (errno.ENAMETOOLONG, errno.EACCES):  # of a path that an option or a file gives
+        if error.errno in WRONG_PATH or error.errno in BROKEN:
             complain(f"overnight: {UserError(disk_problem(error) + '.')}")
-            return WRONG_INPUT
+            return WRONG_INPUT if error.errno in WRONG_PATH else FAILURE
         if not is_full(error):
             raise
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # `overnight report ... > file`

@@ -220,14 +220,16 @@ def read_json(path: Path, what: str, seal: bool = False) -> dict[str, Any]:
     """
     try:
         value = json.loads(read_bytes(path))
+        problem = "" if isinstance(value, dict) else "it contains no JSON object"
     except OSError as error:
         raise UserError(f"cannot read the {what} {path}: {reason(error)}.") from None
     except (ValueError, RecursionError):
-        raise UserError(f"the {what} {path} is damaged: it is not JSON. Make it again.") from None
-    if not isinstance(value, dict):
-        raise UserError(f"the {what} {path} is damaged: it contains no JSON object. Make it again.")
-    if deeper_than(DEEPEST, value):
-        raise UserError(f"the {what} {path} is damaged: it is nested over {DEEPEST} deep. Make it again.")
+        problem = "it is not JSON"
+    if not problem and deeper_than(DEEPEST, value):
+        problem = f"it is nested over {DEEPEST} deep"
+    if problem:
+        restore = "Restore it from a backup, or make it again."
+        raise UserError(f"the {what} {path} is damaged: {problem}. {restore}")
     if seal and CHECKSUM in value:
         if value[CHECKSUM] != checksum(value):
             raise UserError(

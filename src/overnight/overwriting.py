@@ -12,7 +12,7 @@ def overwrite_problem(path: Path, is_ours: Callable[[bytes], bool], whose: str) 
     """What keeps `path` from being written; None where nothing is there, or a file that is ours.
 
     is_ours: given the first HEAD bytes; raises ValueError where they are nothing of the kind.
-    whose: as in "is no report".
+    whose: as in "is not a report".
     """
     try:
         if problem := parent_problem(path):

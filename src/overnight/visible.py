@@ -4,12 +4,16 @@ import html
 import re
 import shlex
 
+LONGEST = 2000  # characters of a text in Markdown
 # C0 controls (but newline and tab) as their pictures, delete, C1 controls; marks that change the direction of
 # text, by which a line can be read otherwise than it is (CVE-2021-42574).
 _PICTURES: dict[int, int] = {code: 0x2400 + code for code in range(0x20) if chr(code) not in "\n\t"}
 _PICTURES |= {0x7F: 0x2421} | dict.fromkeys(range(0x80, 0xA0), 0xFFFD)
 _PICTURES |= dict.fromkeys((0x061C, 0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2066, 0x206A)), 0xFFFD)
 _PICTURES |= dict.fromkeys((0x2028, 0x2029), 0xFFFD)  # line and paragraph separators
+# What has no width, so that two names look the same; not U+200C and U+200D, which words and emoji need.
+_PICTURES |= dict.fromkeys((0x00AD, 0x180E, 0x200B, *range(0x2060, 0x2065), 0xFEFF), 0xFFFD)
+_PICTURES |= dict.fromkeys(range(0xE0000, 0xE0080), 0xFFFD)
 
 
 def visible(text: str) -> str:
@@ -63,3 +67,9 @@ def _escaped(letter: str) -> str:
 def html_text(value: object) -> str:
     """Anything as text in HTML, and only as text; a lone surrogate (of a name that is no Unicode) as "?"."""
     return html.escape(visible(str(value)).encode("utf-8", "replace").decode())
+
+
+def markdown_text(text: str) -> str:
+    """Text that Markdown shows as it is, on one line, cut where it is longer than anybody reads."""
+    flat = one_line(text[:LONGEST]) + (" ..." if len(text) > LONGEST else "")
+    return "".join(f"\\{letter}" if letter in "\\|<>*[]#_`~&" else letter for letter in flat)

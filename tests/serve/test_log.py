@@ -1,9 +1,12 @@
 """What a client makes the server log neither fills a disk nor commands a terminal."""
 
 import asyncio
+import contextlib
 import logging
+from pathlib import Path
 
 import pytest
+from tests.serve.running import serving
 
 from overnight.serve.log import EVERY, LONGEST, bounded, log, unhandled
 
@@ -27,6 +30,16 @@ def test_records_of_one_kind_are_written_once_and_counted(
         "that broke",
         "(and 9,999 times since the last such line)",
     ]
+
+
+def test_a_client_that_asks_for_a_websocket_is_no_reason_to_install_anything(trained: Path) -> None:
+    asked = {"Connection": "Upgrade", "Upgrade": "websocket", "Sec-WebSocket-Key": "x"}
+    with serving(trained) as server:
+        with contextlib.closing(server.connect()) as connection:
+            connection.request("GET", "/v1/models", None, asked)
+            assert connection.getresponse().status == 200
+        server.process.terminate()
+        assert server.process.communicate()[1] == ""
 
 
 def test_a_traceback_is_visible_text_of_bounded_length(capsys: pytest.CaptureFixture[str]) -> None:

@@ -83,6 +83,12 @@ def test_wrong_input_is_told_in_a_line(
     assert said in outcome.err
 
 
+def test_a_folders_name_is_one_visible_line_to_clients(trained: Path, tmp_path: Path) -> None:
+    named = Path(shutil.copytree(trained, tmp_path / "x\n\x9b2J\u202ey"))
+    with serving(named) as server:
+        assert server.ask("GET", "/v1/models").json["data"][0]["id"] == "x \ufffd2J\ufffdy"
+
+
 def test_other_peoples_weights_have_a_playground_and_no_dashboard(
     cli: Callable[..., Outcome], run: Path
 ) -> None:

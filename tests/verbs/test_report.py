@@ -91,7 +91,7 @@ def test_its_command_keeps_what_was_asked_for_and_quotes_it(
         (["x", "--json", "--markdown"], "--json and --markdown: give one of them."),
         (["x", "--json", "--out", "a.html"], "--out is for the HTML file, --json prints: give one of them."),
         (["x", "--price", "-1"], "price is -1.0: give 0 or more."),
-        (["x", "--out", "notes.txt"], "notes.txt exists and is no report: give another --out."),
+        (["x", "--out", "notes.txt"], "notes.txt exists and is not a report: give another --out."),
         (["x", "--out", "."], ". is a folder: give --out a file's name."),
         (["x", "--out", "notes.txt/a"], "notes.txt is a file, so notes.txt/a cannot be made"),
         (["empty"], "runs/empty is no run"),

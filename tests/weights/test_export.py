@@ -125,6 +125,22 @@ def test_an_existing_folder_is_not_touched(tmp_path: Path) -> None:
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["mine.txt"]
 
 
+@pytest.mark.parametrize("target", ["nothing", "empty"])
+def test_a_link_at_its_place_is_refused_before_anything_is_written(target: str, tmp_path: Path) -> None:
+    tokenizer = TOKENIZERS["char"]()
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "out").symlink_to(target)
+    with pytest.raises(UserError, match="out is a symbolic link: choose another --out"):
+        export.to_llmc(make(tokenizer, "gpt2"), tokenizer, tmp_path / "out")
+    assert not any((tmp_path / "empty").iterdir())
+    assert not (tmp_path / "nothing").exists()
+
+
+def test_a_model_card_shows_the_name_of_a_run_and_nothing_else() -> None:
+    card = export.model_card("runs/<script>\n---\n# x", make(TOKENIZERS["char"](), "gpt2"), {})
+    assert "\n# runs/\\<script\\> --- \\# x\n" in card
+
+
 def test_a_run_goes_to_transformers_with_its_figures(cli: Cli, run: Path) -> None:
     outcome = cli("export", "runs/x", "--to", "hf", "--out", "out")
     assert (outcome.code, outcome.err.count("Traceback")) == (0, 0)

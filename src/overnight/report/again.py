@@ -111,7 +111,7 @@ def changes(run: Run) -> Iterator[str]:
         changed |= one if isinstance(one, dict) else {}
     if changed:
         text = shell_word(one_line(detail(changed)[: 4 * QUOTED])[:QUOTED])
-        yield f"# This run changed on its way, which the command below does not: {text}"
+        yield f"# Settings changed when the run was resumed, which the command below does not repeat: {text}"
 
 
 def detail(value: dict[str, Any]) -> str:

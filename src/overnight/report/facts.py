@@ -223,7 +223,9 @@ def data_of(path: Path, config: Config, fingerprint: Any) -> Data:
     if found:
         told = f"{found[0].folder} is not the data that the run was trained on (fingerprints differ)."
         raise UserError(told)
-    raise UserError(f"Its data, {config.data}, is not here: nothing can be said of its losses beside others.")
+    raise UserError(
+        f"Its data, {config.data}, was not found, so its losses cannot be compared with published ones."
+    )
 
 
 def same_data(compared: list[Run]) -> bool:

@@ -17,10 +17,9 @@ from overnight.report.summary import Costs, numbers, particulars, summary
 from overnight.report.thin import smooth
 from overnight.report.verdict import verdict
 from overnight.terminal import count
-from overnight.visible import one_line, visible
+from overnight.visible import markdown_text, visible
 
 STYLES = {"good": "green", "plain": "", "warning": "yellow", "bad": "red"}
-LONGEST = 2000  # characters of a text in Markdown
 HEIGHT, WIDEST = 8, 72  # of a chart, in characters
 # The eight dots of a Braille character: rows from the top, columns from the left.
 DOTS = np.array([[0x01, 0x08], [0x02, 0x10], [0x04, 0x20], [0x40, 0x80]])
@@ -113,8 +112,8 @@ def markdown(compared: Sequence[Run], costs: Costs | None = None) -> str:
     found = [summary(run, costs) for run in compared]
     lines: list[str] = []
     for run, one in zip(compared, found, strict=True):
-        lines += [f"## {escaped(run.name)}", ""]
-        lines += [f"- {escaped(sentence['text'])}" for sentence in one["verdict"]]
+        lines += [f"## {markdown_text(run.name)}", ""]
+        lines += [f"- {markdown_text(sentence['text'])}" for sentence in one["verdict"]]
         lines += ["", *rows(("", ""), particulars(one)), ""]
         lines += [*validations(run), ""]
         if command := again.command(run):
@@ -129,7 +128,7 @@ def markdown(compared: Sequence[Run], costs: Costs | None = None) -> str:
         ]
         lines += ["## Side by side", ""]
         lines += [] if facts.same_data(list(compared)) else [facts.DIFFERENT_DATA, ""]
-        lines += [line for told in crossings(compared) for line in (escaped(told), "")]
+        lines += [line for told in crossings(compared) for line in (markdown_text(told), "")]
         lines += [*rows(("run", *names), told), ""]
         differs = facts.differences(list(compared))
         told = [(name, *map(str, row)) for name, row in differs.items()]
@@ -151,12 +150,6 @@ def validations(run: Run) -> list[str]:
 
 def rows(head: Sequence[str], body: Sequence[Sequence[Any]]) -> list[str]:
     """A table."""
-    lines = [[escaped(str(cell)) for cell in line] for line in (head, *body)]
+    lines = [[markdown_text(str(cell)) for cell in line] for line in (head, *body)]
     lines.insert(1, ["---"] * len(head))
     return [f"| {' | '.join(line)} |" for line in lines]
-
-
-def escaped(text: str) -> str:
-    """Text that Markdown shows as it is, on one line, cut where it is longer than anybody reads."""
-    flat = one_line(text[:LONGEST]) + (" ..." if len(text) > LONGEST else "")
-    return "".join(f"\\{letter}" if letter in "\\|<>*[]#_`~&" else letter for letter in flat)

@@ -92,7 +92,7 @@ class Guard:
         return sending
 
     def check(self, scope: Message) -> None:
-        """Raise Refusal for whoever has no business here."""
+        """Raise Refusal where the request must not be served."""
         headers = Headers(scope=scope)
         host = headers.get("host", "").lower()
         if self.hosts and (host not in self.hosts or len(headers.getlist("host")) > 1):

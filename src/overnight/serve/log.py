@@ -11,6 +11,8 @@ from overnight.visible import visible
 
 EVERY = 10.0  # seconds between two records of one kind
 LONGEST = 10_000  # characters of one, traceback included
+# What uvicorn says of a client that asks for a WebSocket: that one should install a library.
+MISLEADING = ("No supported WebSocket library", "Unsupported upgrade request")
 NAMES = ("uvicorn", "asyncio", "overnight.serve")
 
 log = logging.getLogger("overnight.serve")
@@ -26,6 +28,8 @@ class Bounded(logging.StreamHandler[Any]):
         """Kind -> (when the last one was written, how many have been left out since)."""
 
     def emit(self, record: logging.LogRecord) -> None:
+        if str(record.msg).startswith(MISLEADING):
+            return
         kind = (record.name, str(record.msg), record.exc_info and record.exc_info[0])
         now = time.monotonic()
         written, left_out = self.kinds.get(kind, (now - EVERY, 0))

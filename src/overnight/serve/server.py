@@ -22,8 +22,19 @@ from overnight.serve.fields import Limits
 from overnight.serve.guard import LOOPBACK, Guard, hosts_of
 from overnight.serve.live import Live
 from overnight.serve.log import bounded, unhandled
+from overnight.visible import one_line
 
+QUEUE = 512  # connections that the system keeps until they are accepted
 GRACE = 3  # seconds for answers that are under way
+
+
+class Server(uvicorn.Server):
+    """uvicorn's; connections that come in a burst wait to be accepted (beyond the queue, for a second)."""
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        for listening in sockets or ():
+            listening.listen(QUEUE)  # asyncio gave the system the number that it accepts in one go
 
 
 class Web(threading.Thread):
@@ -54,15 +65,13 @@ class Web(threading.Thread):
         self.loop.set_exception_handler(unhandled)
         live = Live(batcher.run) if batcher.run else None
         model = batcher.run.resolve().name if batcher.run else batcher.name
-        model = model.encode("utf-8", "replace").decode()  # a folder's name need be no Unicode
+        model = one_line(model.encode("utf-8", "replace").decode())  # a folder's name need be no Unicode
         if live:
             await live.look()  # before anybody waits for it
         app = make_app(batcher, model, live, self.limits, self.stopping)
         guard = Guard(app, self.stopping, self.hosts, self.token)
         most = connections.most_connections()
-        self.server = uvicorn.Server(
-            connections.config(guard, most, lifespan="on", timeout_graceful_shutdown=GRACE)
-        )
+        self.server = Server(connections.config(guard, most, lifespan="on", timeout_graceful_shutdown=GRACE))
         sweeping = asyncio.create_task(connections.sweep_often(self.server.server_state.connections))
         if not self.asked:
             await self.server.serve(sockets=[self.listening])

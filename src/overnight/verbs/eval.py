@@ -62,6 +62,7 @@ def run(arguments: list[str]) -> int:
     from overnight.data.manifest import Data
     from overnight.evals import tasks
     from overnight.terminal import Silent, Status, say
+    from overnight.visible import one_line
 
     names = tasks.names(wanted.tasks or ("" if wanted.harness else "val"))
     found: dict[str, dict[str, Any]] = {}
@@ -106,7 +107,7 @@ def run(arguments: list[str]) -> int:
             found["model"] = {"name": loaded.name, "step": loaded.step, "damaged": list(loaded.damaged)}
         print(json.dumps({name: finite(values) for name, values in found.items()}))
     else:
-        say(f"{loaded.origin}{f' on {data.folder}' if data else ''}")
+        say(one_line(f"{loaded.origin}{f' on {data.folder}' if data else ''}"))
         say(table(found, data))
     return DONE
 

@@ -36,6 +36,7 @@ def run(arguments: list[str]) -> int:
     from overnight import resolve
     from overnight.files import clear_disk_errors
     from overnight.terminal import say
+    from overnight.visible import one_line
     from overnight.weights import export
 
     out = Path(wanted.out)
@@ -54,7 +55,8 @@ def run(arguments: list[str]) -> int:
     with clear_disk_errors(f"exporting to {out}"):
         if wanted.to == "llmc":
             export.to_llmc(loaded.weights, loaded.tokenizer, out)
-            say(f"{out}: {export.LLMC_MODEL} (fp32), {export.LLMC_BF16} and {export.LLMC_TOKENIZER}.")
+            files = f"{export.LLMC_MODEL} (fp32), {export.LLMC_BF16} and {export.LLMC_TOKENIZER}"
+            say(f"{one_line(str(out))}: {files}.")
             return DONE
         card = export.model_card(loaded.origin, loaded.weights, facts(loaded))
         difference = export.to_hf(loaded.weights, loaded.tokenizer, out, card, importing.result)
@@ -63,14 +65,14 @@ def run(arguments: list[str]) -> int:
         if difference is None
         else f"transformers gives the same logits (largest difference {difference:.1g}) and greedy text"
     )
-    say(f"{out}: for AutoModelForCausalLM and AutoTokenizer; {checked}.")
+    say(f"{one_line(str(out))}: for AutoModelForCausalLM and AutoTokenizer; {checked}.")
     return DONE
 
 
 def facts(loaded: "Loaded") -> dict[str, str]:
     """What a run measured up to the checkpoint, for the model card."""
     from overnight import records
-    from overnight.report.words import escaped
+    from overnight.visible import markdown_text
 
     if loaded.run is None or loaded.config is None or loaded.step is None:
         return {}
@@ -81,12 +83,12 @@ def facts(loaded: "Loaded") -> dict[str, str]:
     config, found = loaded.config, {"steps": f"{loaded.step:,}"}
     if "train" in newest:
         found["tokens trained on"] = f"{newest['train']['tokens']:,}"
-    found |= {"data": escaped(Path(config.data).name), "tokens a step": f"{config.batch_tokens:,}"}
+    found |= {"data": markdown_text(Path(config.data).name), "tokens a step": f"{config.batch_tokens:,}"}
     if val := newest.get("val"):
         found["validation loss"] = f"{digits(val, 'loss', ' nats per token')} at step {val['step']:,}"
         found["bits per byte"] = digits(val, "bits_per_byte")
     if hellaswag := newest.get("hellaswag"):
-        style = escaped(str(hellaswag.get("style")))
+        style = markdown_text(str(hellaswag.get("style", "unknown")))
         found["HellaSwag"] = f"acc_norm {digits(hellaswag, 'acc_norm')}, {style} style"
     return found
 

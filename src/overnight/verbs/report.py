@@ -98,7 +98,7 @@ def write(runs: "list[Run]", costs: "Costs", out: str) -> None:
     from overnight.visible import one_line
 
     path = Path(out) if out else (runs[0].path / FILE if len(runs) == 1 else Path(FILE))
-    if problem := overwrite_problem(path, is_report, "is no report"):
+    if problem := overwrite_problem(path, is_report, "is not a report"):
         raise UserError(problem)
     content = page(runs, costs)
     with clear_disk_errors(f"writing {path}"):

@@ -18,7 +18,6 @@ from overnight.verbs import Device, Precision
 
 TOKEN = "OVERNIGHT_TOKEN"
 SYSTEM_BUFFER = 65_536  # bytes of each direction of a connection
-BACKLOG = 32  # connections that wait to be accepted; serve/connections.py
 
 
 @dataclass(frozen=True)
@@ -112,7 +111,7 @@ def bind(host: str, port: int) -> socket.socket:
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, SYSTEM_BUFFER)
         try:
             listening.bind(address)
-            listening.listen(BACKLOG)
+            listening.listen()
         except OSError:
             listening.close()
             raise

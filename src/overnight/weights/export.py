@@ -18,6 +18,7 @@ from overnight.files import aside as aside_of
 from overnight.files import parent_problem, remove_stale, sync, to_json, write_synced
 from overnight.generate import generate
 from overnight.models.networks import Network
+from overnight.visible import markdown_text
 from overnight.weights import hf, llmc
 from overnight.weights.tensors import Weights, with_biases
 
@@ -30,6 +31,8 @@ def new_folder(out: Path) -> Iterator[Path]:
     """A hidden folder to write into that becomes `out` at the end; on any error nothing is left."""
     if problem := parent_problem(out):
         raise UserError(problem)
+    if out.is_symlink():
+        raise UserError(f"{out} is a symbolic link: choose another --out, or remove it.")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out} exists: choose another --out, or remove it.")
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -194,7 +197,7 @@ def model_card(origin: str, weights: Weights, facts: dict[str, str]) -> str:
         "pipeline_tag: text-generation",
         "---",
         "",
-        f"# {origin}",
+        f"# {markdown_text(origin)}",
         "",
         f"A GPT-2 of {config.n_layer} layers, {config.n_head} heads, width {config.n_embd} and context "
         f"{config.block_size}, exported by Overnight {__version__}.",

@@ -92,25 +92,31 @@ def read(folder: Path) -> Weights:
     return Weights(config, tensors, tokenizer(folder, config.vocab_size), config.vocab_size)
 
 
+def as_json(value: Any) -> str:
+    """A value of config.json as it stands there, cut where it is long."""
+    text = json.dumps(value)
+    return text if len(text) <= 100 else f"{text[:100]} ..."
+
+
 def model_config(described: dict[str, Any], path: Path) -> ModelConfig:
     """transformers' GPT2Config as ours; refused where it describes another computation."""
     wrong = [
-        f"{name} is {described.get(name)!r}, not {value!r}"
+        f"{name} is {as_json(described.get(name))}, not {as_json(value)}"
         for name, value in FIXED.items()
         if described.get(name, None if name == "model_type" else value) != value
     ]
     activation = described.get("activation_function", "gelu_new")
     if not isinstance(activation, str) or activation not in ACTIVATIONS:
-        wrong.append(f"activation_function is {activation!r}, not one of {', '.join(ACTIVATIONS)}")
+        wrong.append(f"activation_function is {as_json(activation)}, not one of {', '.join(ACTIVATIONS)}")
     sizes = {"n_layer": 12, "n_head": 12, "n_embd": 768, "n_positions": 1024, "vocab_size": 50_257}
     for name, usual in sizes.items():
         value = described.get(name, described.get("n_ctx", usual) if name == "n_positions" else usual)
         if type(value) is not int or not 1 <= value <= LARGEST[name == "n_layer"]:
-            wrong.append(f"{name} is {value!r}, not a size")
+            wrong.append(f"{name} is {as_json(value)}, not a size")
         sizes[name] = value
     inner = described.get("n_inner")
     if not wrong and inner not in (None, 4 * sizes["n_embd"]):
-        wrong.append(f"n_inner is {inner!r}, not 4 x n_embd")
+        wrong.append(f"n_inner is {as_json(inner)}, not 4 x n_embd")
     if not wrong and sizes["n_embd"] % sizes["n_head"]:
         wrong.append(f"n_head {sizes['n_head']} does not divide n_embd {sizes['n_embd']}")
     if wrong:
