@@ -1,4 +1,4 @@
-"""Committed results, and tables in Markdown."""
+"""Committed results, and what pages show of them: times, and tables in Markdown."""
 
 import json
 from pathlib import Path
@@ -22,6 +22,10 @@ def measured(name: str) -> str:
     what = f"{found['gpus'][0] if found['gpus'] else cores}, torch {found['torch']}"
     commit, *dirty = (found["git"] or "no commit").split("-")
     return f"{what}, {found['time'][:10]}, {'-'.join([commit[:9], *dirty])}"
+
+
+def milliseconds(ms: float) -> str:
+    return f"{ms / 1000:.2f} s" if ms >= 1000 else f"{ms:.1f} ms"
 
 
 def line(*cells: object) -> str:

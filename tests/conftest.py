@@ -17,6 +17,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["OMP_NUM_THREADS"] = "1"  # for models this small, more threads only wait for one another
 
 from overnight import cli as command
+from overnight import records, saved
 from overnight.data.prepare import prepare
 
 settings.register_profile("same every time", derandomize=True, deadline=None)
@@ -108,6 +109,17 @@ def run(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A copy of `trained` at runs/x of the current folder."""
     monkeypatch.chdir(tmp_path)
     return Path(shutil.copytree(trained, tmp_path / "runs" / "x"))
+
+
+@pytest.fixture
+def stopped(run: Path) -> Path:
+    """The run as a kill after its third step left it: the newest checkpoint is of step 2."""
+    for step in (3, 4):
+        shutil.rmtree(saved.folder(run, step))
+    lines = (run / records.FILE).read_bytes().splitlines(keepends=True)
+    third = next(i for i, line in enumerate(lines) if b'"kind": "val", "step": 3' in line)
+    (run / records.FILE).write_bytes(b"".join(lines[:third]) + lines[third][:20])
+    return run
 
 
 @pytest.fixture

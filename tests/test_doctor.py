@@ -30,3 +30,12 @@ def test_what_is_broken_is_said(
     found = cli("doctor", "--device", "cpu")
     assert found.code == 1
     assert [line.split()[0] for line in found.out.splitlines() if " FAIL " in line] == [broken]
+
+
+def test_the_doctor_finds_this_machine_well(cli: Callable[..., Any]) -> None:
+    found = cli("doctor", "--device", "cpu")
+    assert (found.code, found.err) == (0, "")
+    assert [line.split()[0] for line in found.out.splitlines()] == (
+        "python device precision compile memory disk tokenizer learning".split()
+    )
+    assert "FAIL" not in found.out

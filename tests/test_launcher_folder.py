@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from tests.test_launch import FOREVER, SMALL
+from tests.launching import FOREVER, SMALL
 from tests.violence import command, kill, wait_for_step
 
 from overnight import launcher_folder as folders

@@ -1,19 +1,16 @@
-"""Training keeps its promises: exact resume, the same on any number of ranks, true records."""
+"""Training: the records are true, an update is AdamW's, and the first loss is checked."""
 
 import json
 import math
-import os
-import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
-from tests.conftest import MODERN, make_data
-from tests.violence import assert_same_end, events, measured, newest, wait_for_step
+from tests.conftest import make_data
+from tests.small_run import options
+from tests.violence import events, measured, newest
 
 from overnight import cli, evaluator, records, runs, train
 from overnight.data.batches import Batches
@@ -21,103 +18,6 @@ from overnight.data.manifest import Data
 from overnight.models import linear
 from overnight.models.gpt2 import GPT
 from overnight.saved import list_steps
-from overnight.stop import Stop
-
-SMALL = ["--model.n-layer", "2", "--model.n-head", "2", "--model.n-embd", "16", "--model.block-size", "16"]
-SMALL += ["--batch-tokens", "128", "--optim.warmup-steps", "2", "--sample.length", "10"]
-
-
-def options(data: Path, run: Path, *more: object) -> list[str]:
-    return ["train", "shakespeare-cpu", "--data", str(data), "--run", str(run), *SMALL, *map(str, more)]
-
-
-@pytest.fixture
-def stop_after(monkeypatch: pytest.MonkeyPatch):
-    """Makes training be asked to stop after a number of updates of a process."""
-
-    def arrange(updates: int, reason: str = "preempted") -> None:
-        calls = []
-
-        def asked(self: Stop) -> str:
-            calls.append(1)
-            return reason if len(calls) == updates else ""
-
-        monkeypatch.setattr(Stop, "asked", asked)
-
-    return arrange
-
-
-VARIANTS = {
-    "plain": [],
-    "dropout": ["--model.dropout", 0.2],
-    "accumulation": ["--micro-batch", 2],
-    "sequential": ["--loader.order", "sequential"],
-    "fp16": ["--precision", "fp16"],
-    "bf16": ["--precision", "bf16"],
-    "modern": MODERN,
-    "modern in bf16, accumulated": [*MODERN, "--precision", "bf16", "--micro-batch", 2],
-}
-
-
-@pytest.mark.parametrize("variant", VARIANTS)
-def test_a_stopped_run_ends_as_one_never_stopped(
-    variant: str, data_folder: Path, tmp_path: Path, stop_after
-) -> None:
-    """Bit for bit: weights, optimizer and records, stopped at steps that nothing else is due at."""
-    more = ["--steps", 12, "--eval-every", 4, "--sample-every", 5, "--save-every", 6, *VARIANTS[variant]]
-    assert cli.run(options(data_folder, tmp_path / "whole", *more)) == 0
-    for updates in (3, 4, 1):  # leaves after steps 3, 7 and 8
-        stop_after(updates)
-        assert cli.run(options(data_folder, tmp_path / "cut", *more)) == 75
-    stop_after(10**9)
-    assert cli.run(options(data_folder, tmp_path / "cut", *more)) == 0
-    assert [event["step"] for event in events(tmp_path / "cut", "resume")] == [3, 7, 8]
-    assert_same_end(tmp_path / "whole", tmp_path / "cut")
-
-
-@pytest.mark.parametrize("broken", ["validate", "evaluate", "save", "update"])
-def test_a_crash_anywhere_costs_the_steps_since_the_checkpoint_only(
-    broken: str, data_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    more = ["--steps", 9, "--eval-every", 3, "--sample-every", 3, "--save-every", 2]
-    assert cli.run(options(data_folder, tmp_path / "whole", *more)) == 0
-    intact, calls = getattr(train.Session, broken), []
-
-    def breaks(self: train.Session, *arguments: object) -> object:
-        calls.append(arguments)
-        if len(calls) == 2 + 4 * (broken in ("update", "evaluate")):
-            intact(self, *arguments)  # the crash comes after the work, so that there is something to undo
-            raise RuntimeError("crash")
-        return intact(self, *arguments)
-
-    monkeypatch.setattr(train.Session, broken, breaks)
-    with pytest.raises(RuntimeError, match="crash"):
-        cli.run(options(data_folder, tmp_path / "cut", *more))
-    assert cli.run(options(data_folder, tmp_path / "cut", *more)) == 0
-    assert events(tmp_path / "cut", "resume")[0]["step"] > 0
-    assert_same_end(tmp_path / "whole", tmp_path / "cut")
-
-
-def start_process(arguments: list[str]) -> subprocess.Popen:
-    return subprocess.Popen([sys.executable, "-m", "overnight", *arguments], stderr=subprocess.DEVNULL)
-
-
-def test_killed_and_interrupted_processes_resume_exactly(data_folder: Path, tmp_path: Path) -> None:
-    more = ["--steps", 1000, "--eval-every", 250, "--sample-every", 250, "--save-every", 20]
-    arguments = options(data_folder, tmp_path / "cut", *more)
-    # Step 50 is behind the save at 40, which waited for the one at 20 to be on the disk.
-    for step, number, code in ((50, signal.SIGKILL, -9), (90, signal.SIGINT, 130), (140, signal.SIGTERM, 75)):
-        process = start_process(arguments)
-        wait_for_step(tmp_path / "cut", step, process)
-        process.send_signal(number)
-        assert process.wait() == code
-    threads = torch.get_num_threads()
-    assert start_process(arguments).wait() == 0
-    assert start_process(options(data_folder, tmp_path / "whole", *more)).wait() == 0
-    torch.set_num_threads(threads)
-    assert len({event["step"] for event in events(tmp_path / "cut", "resume")} - {0}) == 3
-    assert len(events(tmp_path / "cut", "interrupted")) == len(events(tmp_path / "cut", "preempted")) == 1
-    assert_same_end(tmp_path / "whole", tmp_path / "cut")
 
 
 def test_accumulation_changes_nothing_but_rounding(data_folder: Path, tmp_path: Path) -> None:
@@ -305,56 +205,6 @@ def test_the_first_loss_tells_a_broken_model_from_text_that_repeats_itself(
 def times_ten(model: GPT) -> GPT:
     model.wte.weight.mul_(10.0)
     return model
-
-
-def test_a_compiler_that_fails_costs_one_line(
-    data_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
-) -> None:
-    def no_compiler(function: object, **how: object) -> object:
-        raise RuntimeError("no compiler here\nand many more lines")
-
-    monkeypatch.setattr(torch, "compile", no_compiler)
-    run, plain = tmp_path / "run", tmp_path / "plain"
-    assert cli.run(options(data_folder, run, "--steps", 3, "--compile", "on")) == 0
-    assert capsys.readouterr().out.count("torch.compile does not work here") == 1
-    assert cli.run(options(data_folder, plain, "--steps", 3)) == 0
-    assert measured(run) == measured(plain)
-
-
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_a_compiled_run_has_one_graph_whatever_is_evaluated(
-    precision: str, data_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Validations end in shorter batches and windows, samples grow, steps accumulate: nothing of that is
-    compiled, and nothing is compiled again."""
-    intact, counters = torch.compile, torch._dynamo.utils.counters
-    monkeypatch.setattr(torch, "compile", lambda f, **how: intact(f, backend="aot_eager", **how))
-    torch._dynamo.reset()
-    counters.clear()
-    more = ["--steps", 6, "--compile", "on", "--precision", precision, "--micro-batch", 2]
-    more += ["--eval-every", 2, "--val-tokens", 77, "--sample-every", 2, "--sample.length", 30]
-    assert cli.run(options(data_folder, tmp_path / "run", *more)) == 0
-    assert counters["stats"]["unique_graphs"] == 1
-    assert not counters["graph_break"]
-
-
-def test_a_compiled_run_trains_the_same_model(data_folder: Path, tmp_path: Path) -> None:
-    """Evaluation and sampling use the raw module, and the checkpoint has its names."""
-    pytest.importorskip("torch._inductor")
-    if not any(os.access(Path(folder) / "g++", os.X_OK) for folder in os.get_exec_path()):
-        pytest.skip("needs a C++ compiler")
-    run, plain = tmp_path / "run", tmp_path / "plain"
-    for folder, choice in ((run, "on"), (plain, "off")):
-        assert (
-            cli.run(options(data_folder, folder, "--steps", 5, "--compile", choice, "--eval-every", 2)) == 0
-        )
-    for a, b in zip(measured(run), measured(plain), strict=True):
-        if "loss" in a:
-            assert a["loss"] == pytest.approx(b["loss"], rel=1e-4)
-    assert (
-        load_file(newest(run) / "model.safetensors").keys()
-        == load_file(newest(plain) / "model.safetensors").keys()
-    )
 
 
 def test_the_best_checkpoint_is_kept(

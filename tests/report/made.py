@@ -14,6 +14,8 @@ from overnight import presets
 from overnight.config import Config
 from overnight.data import shards, tokens
 from overnight.data.manifest import BY_FIRST_SHARD, Data
+from overnight.report import facts
+from overnight.report.verdict import verdict
 
 BEGAN = datetime(2026, 11, 24, 20, 0, tzinfo=UTC)
 CARDS = ["NVIDIA A100-SXM4-80GB"] * 8
@@ -126,3 +128,9 @@ def fineweb(folder: Path) -> str:
     }  # fmt: skip
     (folder / "manifest.json").write_text(json.dumps(manifest))
     return Data(folder).fingerprint
+
+
+def said(run: Path, night: Night | None = None, wait: float = 0.0) -> list[tuple[str, str]]:
+    """The tones and texts of the run's verdict, `wait` seconds after the last record of `night`."""
+    now = night.clock + timedelta(seconds=wait) if night else None
+    return [(one.tone, one.text) for one in verdict(facts.open_run(str(run)), now)]

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.serve.running import Server
 
 from overnight.data import tokens
 from overnight.serve.fields import KNOWN, Asked, Limits, parse
@@ -95,3 +96,59 @@ def test_a_number_that_is_whole_may_be_written_with_a_point() -> None:
     assert parsed({"max_tokens": 8.0}).max_tokens == 8
     with pytest.raises(Refusal, match=r"max_tokens is 8\.5"):
         parsed({"max_tokens": 8.5})
+
+
+@pytest.mark.parametrize(
+    ("fields", "param", "said"),
+    [
+        ({"prompt": "ü"}, "prompt", "'ü'"),
+        ({"prompt": []}, "prompt", "prompt is a string, a list of strings, or token ids."),
+        ({"prompt": {"a": 1}}, "prompt", "prompt is a string"),
+        ({"prompt": [1, 99]}, "prompt", "token ids are whole numbers below 20."),
+        ({"max_tokens": -1}, "max_tokens", "max_tokens is -1: give a whole number from 0 to 4,096."),
+        ({"max_tokens": 4097}, "max_tokens", "from 0 to 4,096"),
+        ({"max_tokens": "many"}, "max_tokens", "max_tokens is 'many'"),
+        ({"temperature": -0.1}, "temperature", "temperature is -0.1: give a number from 0 to 100."),
+        ({"top_p": 0}, "top_p", "top_p is 0: give more than 0, at most 1."),
+        ({"n": 33}, "n", "n is 33: give a whole number from 1 to 32."),
+        ({"n": 20, "prompt": ["a", "t"]}, "n", "2 prompts x n 20: at most 32 texts a request."),
+        ({"stop": ["a"] * 5}, "stop", "up to four"),
+        ({"stop": ""}, "stop", "none of them empty"),
+        ({"logprobs": 6}, "logprobs", "from 0 to 5"),
+        ({"stream": "yes"}, "stream", "give true or false"),
+        ({"best_of": 4}, "best_of", "best_of is not supported: leave it out."),
+        ({"presence_penalty": 1}, "presence_penalty", "not supported"),
+        ({"temprature": 1}, "temprature", "Unknown field 'temprature'. Did you mean temperature?"),
+        ({"prompt": "the night is long", "echo": True, "logprobs": 1}, "prompt", "The model sees 16 tokens"),
+    ],
+)
+def test_wrong_fields_are_named(server: Server, fields: dict[str, Any], param: str, said: str) -> None:
+    reply = server.complete(**{"model": "x", "prompt": "the"} | fields)
+    error = reply.json["error"]
+    assert (reply.status, error["type"], error["param"]) == (400, "invalid_request_error", param)
+    assert said in error["message"]
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"nonsense",
+        b"[1]",
+        b"\xff",
+        b"[" * 100_000,
+        b'{"model": "x", "n": NaN}',
+        b'{"a":' * 50_000,
+        b'{"n": ' + b"9" * 250_000 + b"}",
+        b"9" * 101,
+        b'{"seed": -' + b"1" * 200 + b"}",
+        b'{"temperature": 1' + b"0" * 250_000 + b".5}",
+        b'{"temperature": 1e99999999}',
+        b'{"prompt": ["a"' + b',"a"' * 50_000 + b"]}",
+        b'{"' + b"x" * 250_000 + b'": 1}',
+    ],
+)
+def test_a_body_that_is_no_request_is_refused(server: Server, body: bytes) -> None:
+    reply = server.ask("POST", "/v1/completions", body, Content_Type="application/json")
+    assert reply.status == 400
+    assert reply.json["error"]["type"] == "invalid_request_error"

@@ -1,4 +1,4 @@
-"""`overnight sample`: what a terminal gets, and what a file does."""
+"""`overnight sample`: what a seed decides, what a terminal gets, and what a file does."""
 
 import os
 import re
@@ -62,3 +62,24 @@ def test_a_model_that_writes_escape_codes_is_harmless_on_a_terminal(
     assert process.wait(timeout=60) == 0
     assert re.search("[\u2401-\u241f]", seen.decode())
     assert not CODES.search(re.sub(rb"\x1b\[\?2004[hl]", b"", seen))  # readline's own
+
+
+def test_sampling_is_decided_by_its_seed(run: Path, cli: Callable[..., Outcome]) -> None:
+    del run
+    ask = [
+        "sample",
+        "x",
+        "--prompt",
+        "the night",
+        "--length",
+        30,
+        "--samples",
+        2,
+        "--device",
+        "cpu",
+        "--seed",
+    ]
+    first, again, other = (cli(*ask, seed) for seed in (1, 1, 2))
+    assert (first.code, first.err) == (0, "")
+    assert first.out == again.out != other.out
+    assert first.out.count("the night") == 2
