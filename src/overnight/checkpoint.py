@@ -23,6 +23,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from overnight import bounded_json, safetensors_header
 from overnight.errors import UserError
 from overnight.files import (
     open_new,
@@ -166,6 +167,8 @@ def read_fitting(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> dict[str,
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
     try:
+        if problem := safetensors_header.problem(path):
+            raise UserError(f"cannot read {path}: {problem}.")
         return load_file(path)
     except (SafetensorError, OSError) as error:
         raise UserError(f"cannot read {path}: {error}.") from None
@@ -191,7 +194,7 @@ def look(run: Path, step: int) -> tuple[float, int]:
     """The validation loss in a checkpoint's state.json, infinity where it has none, and its bad steps, at a
     glance: nothing is verified."""
     try:
-        described = json.loads(read_bytes(folder(run, step) / STATE))
+        described = bounded_json.parse(read_bytes(folder(run, step) / STATE))
         loss, bad_steps = described["val_loss"], described.get("bad_steps", 0)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return math.inf, 1

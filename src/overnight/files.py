@@ -1,6 +1,6 @@
 """Reading and writing files: safe against power cuts, and against folders that a stranger has prepared.
 
-Every file of a run or of prepared data is opened here (tests/test_files.py enforces it):
+Every file of a run or of prepared data is opened here (tests/test_opens.py enforces it):
 
 open_regular        read: no FIFO, device or folder, which could block or never end
 open_new            write a file that does not exist yet
@@ -27,10 +27,11 @@ from io import BufferedReader
 from pathlib import Path
 from typing import IO, Any, cast
 
+from overnight import bounded_json
 from overnight.errors import Failure, UserError
 
 DEEPEST = 50  # levels of nesting in a JSON file of ours; none has ten
-LARGEST_JSON = 256 << 20  # bytes; the tokenizer with the most merges (2**20) takes 20 MB
+LARGEST_JSON = 64 << 20  # bytes; the tokenizer with the most merges (2**20) takes 20 MB
 STALE = 3600.0  # seconds after which an unfinished copy belongs to a process that was killed
 CHECKSUM = "checksum"
 # Windows has neither: there, opening a symbolic link needs a privilege, and FIFOs are not files.
@@ -219,10 +220,12 @@ def read_json(path: Path, what: str, seal: bool = False) -> dict[str, Any]:
     leave that out.
     """
     try:
-        value = json.loads(read_bytes(path))
+        value = bounded_json.parse(read_bytes(path))
         problem = "" if isinstance(value, dict) else "it contains no JSON object"
     except OSError as error:
         raise UserError(f"cannot read the {what} {path}: {reason(error)}.") from None
+    except bounded_json.TooManyValues as error:
+        problem = str(error)
     except (ValueError, RecursionError):
         problem = "it is not JSON"
     if not problem and deeper_than(DEEPEST, value):

@@ -1,11 +1,10 @@
 """Which checkpoints a run has, and which of them are whole. Needs no torch: reports ask too."""
 
-import json
 import re
 from collections.abc import Callable
 from pathlib import Path
 
-from overnight import plan, runs
+from overnight import bounded_json, plan, runs
 from overnight.errors import Failure, UserError
 from overnight.files import checksum, read_bytes, reason, sha256_file
 from overnight.state import State
@@ -37,7 +36,7 @@ def check(path: Path, names: tuple[str, ...] = (WEIGHTS, OPTIMIZER)) -> State:
     """The state of a checkpoint whose files `names` are, to the last bit, as written; Damaged otherwise.
     Raises Failure where the disk cannot be read."""
     try:
-        described = json.loads(read_bytes(path / STATE))
+        described = bounded_json.parse(read_bytes(path / STATE))
         if described.pop("checksum") != checksum(described):
             raise Damaged(f"{STATE} is not the file that was saved")
         state = State(**described)

@@ -1,5 +1,6 @@
 """Inputs of a few hundred kilobytes that took minutes: each is read in time that grows with its size."""
 
+import io
 import os
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import pytest
 
 from overnight.data.readers import read_file
 from overnight.data.stackexchange import is_hostile
+from overnight.data.xml_rows import xml_rows
 from overnight.errors import UserError
 from overnight.weights import nanogpt
 
@@ -24,6 +26,10 @@ POSTS = {
     "half tags": "<a " * 60_000 + "text",
     "entities": "&#" * 100_000 + "text",
     "long": "<p>text</p>" * 100_000,
+    "signs that are no tags": "<" * 900 + "a" * 280_000,
+    "half closing tags": "</" * 900 + "text" * 50_000,
+    "spaces": "<p>" + " " * 290_000 + "text</p>",
+    "items": "<ol>" + "<li>x</li>" * 28_000 + "text",
 }
 
 
@@ -68,3 +74,62 @@ def test_a_packed_checkpoint_is_refused_before_it_is_unpacked(tmp_path: Path) ->
         archive.writestr("archive/data/0", bytes(50 << 20))
     with pytest.raises(UserError, match="what is in it is packed"):
         nanogpt.read(path)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"<posts>" + b"<a>" * 3_000_000, "an element inside a row: line 1"),
+        (b'<posts><row Body="' + b">" * (40 << 20), "over 33,554,432 bytes in one tag: line 1"),
+        (b"<posts><!--" + b">" * (40 << 20), "over 33,554,432 bytes in one tag: line 1"),
+    ],
+)
+def test_xml_that_is_no_dump_is_refused_before_it_is_read_to_its_end(content: bytes, said: str) -> None:
+    file = io.BytesIO(content + b" " * (20 << 20))
+    with pytest.raises(ValueError, match=said):
+        list(xml_rows(file))
+    assert file.tell() < len(file.getvalue()) - (10 << 20)
+
+
+def test_the_start_of_a_long_tag_is_read_a_few_times_only() -> None:
+    """The parser begins a tag again with each block: with blocks of 16 kB, 20 MB were read 600 times."""
+    sizes: list[int] = []
+
+    class Counted(io.BytesIO):
+        def read(self, size: int | None = -1) -> bytes:
+            sizes.append(size or -1)
+            return super().read(size)
+
+    content = b'<posts><row Body="' + b"x" * (20 << 20) + b'"/></posts>'
+    assert [len(row["Body"]) for row in xml_rows(Counted(content))] == [20 << 20]
+    assert len(sizes) < 25
+
+
+SHARED = """
+import sys
+from pathlib import Path
+from overnight.data.readers import read_file
+from overnight.errors import UserError
+try:
+    sum(len(piece.text) for piece in read_file(Path(sys.argv[1])))
+except UserError as error:
+    print(error)
+status = Path("/proc/self/status").read_text()
+print(int(status.partition("VmHWM:")[2].split()[0]) // 1024)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="peak memory is read from /proc")
+@pytest.mark.parametrize(("length", "rows"), [(400_000_000, 1), (5_000_000, 400)])
+def test_a_parquet_file_of_a_few_bytes_takes_little_memory(length: int, rows: int, tmp_path: Path) -> None:
+    """Rows that share one string, and one page that unpacks to 400 MB."""
+    path = tmp_path / "shared.parquet"
+    table = pa.table({"text": ["a" * length] * rows})
+    pq.write_table(table, path, compression="zstd", use_dictionary=rows > 1)
+    assert path.stat().st_size < 100_000
+    environment = os.environ | {"PYTHONPATH": "src"}
+    command = [sys.executable, "-c", SHARED, str(path)]
+    root = Path(__file__).parent.parent.parent
+    done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, timeout=MINUTE)
+    assert "no text packs so well" in done.stdout, done.stderr
+    assert int(done.stdout.split()[-1]) < 500  # MB; it was 1,600 and 2,600

@@ -1,6 +1,7 @@
 """shards:PATH: other people's tokens, the same ones, or a clear word on what is wrong with them."""
 
 import json
+import os
 import pickle
 from collections.abc import Callable
 from pathlib import Path
@@ -9,9 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from overnight.data import tokens
+from overnight.data import readymade, tokens
 from overnight.data.manifest import Data
 from overnight.data.shards import header
+from overnight.errors import UserError
 
 Cli = Callable[..., Any]
 Tree = Callable[[Path], dict[str, bytes]]
@@ -127,7 +129,7 @@ def unnamed(folder: Path) -> None:
         (odd, "val.bin is no file of tokens"),
         (headerless, "x_val_0.bin is no file of tokens"),
         (floats, "holds float32 of shape [500]"),
-        (pickled, "is no array of tokens"),
+        (pickled, "holds object of shape [1]"),
         (unnamed, "test.bin is not named for one split"),
     ],
 )
@@ -141,3 +143,22 @@ def test_what_is_wrong_is_named_and_nothing_is_made(
     assert message in refused.err
     assert len(refused.err.splitlines()) <= 3
     assert tree(folder.parent) == before
+
+
+@pytest.mark.parametrize("shape", ["(1000000000000,)", "(3,)", "(-5,)", "(1.5,)", "(" + "9" * 5000 + ",)"])
+def test_an_array_whose_header_lies_is_refused(cli: Cli, folder: Path, shape: str) -> None:
+    build_nanogpt(folder)
+    header = f"{{'descr': '<u2', 'fortran_order': False, 'shape': {shape}}}\n".encode()
+    start = b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little")
+    (folder / "edufineweb_val_000000.npy").write_bytes(start + header + VAL.tobytes())
+    refused = cli("prepare", "shards:made")
+    assert (refused.code, refused.out) == (2, "")
+    assert "is no array of tokens" in refused.err
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no FIFOs here")
+@pytest.mark.parametrize("name", ["train.bin", "train.npy"])
+def test_a_fifo_is_not_waited_for(name: str, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(UserError, match="it is a FIFO"):
+        readymade.open_tokens(tmp_path / name)

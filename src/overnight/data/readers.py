@@ -11,7 +11,6 @@ import codecs
 import contextlib
 import gzip
 import io
-import json
 import re
 import zlib
 from collections.abc import Callable, Iterator
@@ -19,13 +18,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, cast
 
+from overnight import bounded_json
 from overnight.errors import UserError
+from overnight.files import open_regular
 
 BLOCK = 1 << 20  # bytes read at a time, and the characters of a piece
 LONGEST_RUN = 16 << 20  # characters without a space after which a piece is cut all the same
 LONGEST_LINE = 64 << 20  # bytes of a line of .jsonl
+MOST_VALUES = 1 << 20  # of a line: 64 MiB of `[],` would take 1.5 GB
 ROWS = 256  # of a parquet file decoded at a time
 MOST_TEXT = 250  # times a packed file's size: text packs 3 to 20 times smaller, a bomb 1,000 times and more
+SMALL = 64 << 20  # bytes of a file that may not need gigabytes of memory
 ANY_TEXT = 64 << 20  # characters that a small file may unpack to, whatever its size
 
 # Everything up to the last visible character that a space or newline follows: found from the end.
@@ -64,7 +67,7 @@ def read_file(path: Path, at: Callable[[int], object] = lambda position: None) -
     packed = path.suffix.lower() in (*PACKED, *ONE_A_ROW)
     characters = 0
     try:
-        with open(path, "rb") as raw:
+        with open_regular(path) as raw:
             most = ANY_TEXT + MOST_TEXT * path.stat().st_size
             read = reader(path)
             with contextlib.closing(unpacked(raw, path, most)) as file:
@@ -169,9 +172,11 @@ def read_lines(file: IO[bytes], path: Path) -> Iterator[Piece]:
         if not line.strip():
             continue
         try:
-            text = json.loads(line)["text"]
+            text = bounded_json.parse(line, MOST_VALUES)["text"]
         except UnicodeDecodeError:
             raise not_utf8(path, f"line {number:,}") from None
+        except bounded_json.TooManyValues as error:
+            raise UserError(f"{path}, line {number}: {error}; leave it out.") from None
         except (ValueError, KeyError, TypeError, RecursionError):
             text = None
         if not isinstance(text, str):
@@ -196,7 +201,11 @@ def read_rows(file: IO[bytes], path: Path) -> Iterator[Piece]:
         held = held.value_type if types.is_dictionary(held) else held
         if not (types.is_string(held) or types.is_large_string(held) or types.is_string_view(held)):
             raise UserError(f'{path}: the column "text" holds {held}, not strings.')
-        check_rows(path, table.metadata.num_rows)
+        check_size(path, table.metadata)
+        if path.stat().st_size <= SMALL:  # a string that 256 rows share is in memory once; reading is slower
+            table = parquet.ParquetFile(
+                file, metadata=table.metadata, buffer_size=BLOCK, read_dictionary=["text"]
+            )
         for group in range(table.num_row_groups):
             if only_nulls(table.metadata.row_group(group)):
                 row += table.metadata.row_group(group).num_rows
@@ -213,20 +222,25 @@ def read_rows(file: IO[bytes], path: Path) -> Iterator[Piece]:
         raise damaged(path, error) from None
 
 
-def check_rows(path: Path, rows: int) -> None:
-    """Raise UserError for more rows than a file of its size has, however well they pack."""
-    if rows > ANY_TEXT + MOST_TEXT * path.stat().st_size:
+def check_size(path: Path, metadata: Any) -> None:
+    """Raise UserError for more rows or bytes than a file of its size has, however well they pack: a page is
+    unpacked as a whole."""
+    groups = map(metadata.row_group, range(metadata.num_row_groups))
+    size = sum(text_column(group).total_uncompressed_size for group in groups)
+    if max(metadata.num_rows, size) > ANY_TEXT + MOST_TEXT * path.stat().st_size:
         raise bomb(path)
 
 
 def only_nulls(group: Any) -> bool:
     """Whether a row group's statistics say that no row has a text."""
-    for number in range(group.num_columns):
-        column = group.column(number)
-        if column.path_in_schema == "text":
-            told = column.statistics
-            return told is not None and told.has_null_count and told.null_count == group.num_rows
-    return False
+    told = text_column(group).statistics
+    return told is not None and told.has_null_count and told.null_count == group.num_rows
+
+
+def text_column(group: Any) -> Any:
+    """What a row group's metadata say of the column "text"."""
+    columns = map(group.column, range(group.num_columns))
+    return next(column for column in columns if column.path_in_schema == "text")
 
 
 def pieces(text: str) -> Iterator[Piece]:

@@ -7,11 +7,13 @@ build-nanogpt     .npy of uint16
 The split is what the files' names say. Every id is compared with the tokenizer's vocabulary.
 """
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.lib.format import read_array_header_1_0, read_array_header_2_0, read_magic
 
 from overnight.data import tokens
 from overnight.data.documents import Source
@@ -21,7 +23,15 @@ from overnight.data.splits import manifest, totals
 from overnight.data.staging import already_there, staging
 from overnight.data.tokens import Tokenizer
 from overnight.errors import UserError
-from overnight.files import clear_disk_errors, parent_problem, sealed, to_json, write_synced
+from overnight.files import (
+    clear_disk_errors,
+    open_regular,
+    parent_problem,
+    reason,
+    sealed,
+    to_json,
+    write_synced,
+)
 from overnight.terminal import Status
 
 BLOCK = 1 << 22  # tokens read at a time
@@ -75,28 +85,40 @@ def find(folder: Path) -> dict[str, list[Path]]:
     return splits
 
 
-def open_tokens(path: Path) -> np.ndarray | Shard:
+def open_tokens(path: Path) -> Shard:
     """The tokens of a file, read as they are asked for, (n,) of uint16 or uint32."""
     if path.suffix == ".npy":
-        try:
-            found = np.lib.format.open_memmap(path, mode="r")  # never a pickle
-        except Exception as error:  # bytes that are no array fail in many ways
-            reason = (str(error).splitlines() or [type(error).__name__])[0][:200].rstrip(".")
-            raise UserError(f"{path} is no array of tokens: {reason}.") from None
-        if found.ndim != 1 or found.dtype not in (np.uint16, np.uint32):
-            raise UserError(f"{path} holds {found.dtype} of shape {list(found.shape)}, not a row of uint16.")
-        return found
-    with open(path, "rb") as file:
-        start = file.read(8)
+        return open_array(path)
+    try:
+        with open_regular(path) as file:
+            start, size = file.read(8), os.fstat(file.fileno()).st_size
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {reason(error)}.") from None
     if start in MAGICS:
         return open_shard(path)
-    size = path.stat().st_size
     if path.name not in ("train.bin", "val.bin") or size % 2 or not size:
         raise UserError(
             f"{path} is no file of tokens: it has no header of llm.c, and nanoGPT's are called "
             "train.bin and val.bin and hold two bytes a token."
         )
-    return np.memmap(path, dtype="<u2", mode="r")
+    return Shard(path, np.dtype("<u2"), size // 2, start=0)
+
+
+def open_array(path: Path) -> Shard:
+    """The tokens of an .npy file whose size is what its header says."""
+    try:
+        with open_regular(path) as file:
+            version = read_magic(file)
+            read = read_array_header_1_0 if version == (1, 0) else read_array_header_2_0
+            shape, _, dtype = read(file)  # at most 10,000 characters; never a pickle
+            start, size = file.tell(), os.fstat(file.fileno()).st_size
+    except Exception as error:  # bytes that are no array fail in many ways
+        raise UserError(f"{path} is no array of tokens: {reason(error)[:200]}.") from None
+    if len(shape) != 1 or dtype not in (np.uint16, np.uint32):
+        raise UserError(f"{path} holds {dtype} of shape {list(shape)}, not a row of uint16.")
+    if size != start + shape[0] * dtype.itemsize:
+        raise UserError(f"{path} is no array of tokens: its header says {shape[0]:,}, it has {size:,} bytes.")
+    return Shard(path, dtype, shape[0], start)
 
 
 def checked(path: Path, tokenizer: Tokenizer) -> Iterator[np.ndarray]:

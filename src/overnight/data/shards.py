@@ -45,8 +45,8 @@ class Shard:
     ChangedData.
     """
 
-    def __init__(self, path: Path, dtype: np.dtype, tokens: int):
-        self.path, self.dtype, self._tokens = path, dtype, tokens
+    def __init__(self, path: Path, dtype: np.dtype, tokens: int, start: int = HEADER_BYTES):
+        self.path, self.dtype, self._tokens, self._start = path, dtype, tokens, start
         self._file = open_regular(path)
         self._lock = threading.Lock()  # where the system cannot read at a place, it has to seek
 
@@ -64,7 +64,7 @@ class Shard:
         """Tokens [begin, begin + count), (count,) of `dtype`. Raises ChangedData where they are gone."""
         size = count * self.dtype.itemsize
         try:
-            content = self._read_at(HEADER_BYTES + begin * self.dtype.itemsize, size)
+            content = self._read_at(self._start + begin * self.dtype.itemsize, size)
         except OSError as error:
             raise ChangedData(f"the shard {self.path} cannot be read any more: {reason(error)}.") from None
         if len(content) < size:

@@ -10,17 +10,18 @@ import errno
 import os
 import re
 import sqlite3
-import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable, Iterator
 from html import unescape
 from itertools import groupby, islice
 from pathlib import Path
 from typing import Any
+from xml.parsers import expat
 
 from overnight.data.documents import Source
 from overnight.data.readers import Piece
+from overnight.data.xml_rows import DocumentType, xml_rows
 from overnight.errors import UserError
-from overnight.files import sync
+from overnight.files import open_regular, sync
 from overnight.terminal import Status
 
 QUESTION, ANSWER = 1, 2  # PostTypeId
@@ -32,8 +33,11 @@ HAS_QUESTION = (
 BODIES = f"SELECT body FROM posts WHERE {HAS_QUESTION}"
 LONGEST_POST = 300_000  # characters of HTML; sites allow 30,000 of Markdown
 DEEPEST = 100  # open tags
-MOST_DECLARATIONS = 1000  # comments and the like, which html.parser searches for to the end of the text
-TAG = re.compile(r"<(/?)([a-zA-Z][a-zA-Z0-9]*)[^<>]*>")
+MOST_SEARCHED = 3_000_000  # characters: from each "<" that is not a tag, html.parser searches to the end
+MOST_ITEMS = 1000  # of lists: markdownify counts those before each
+LONGEST_SPACE = 1000  # characters: markdownify searches each run from every character of it
+TAG = re.compile(r"<(/?)([a-zA-Z][a-zA-Z0-9]*+)[^<>]*+>")
+SPACES = re.compile(r"\s++")
 VOID = {"br", "hr", "img", "input", "wbr", "col"}  # tags that nothing closes
 
 
@@ -146,27 +150,16 @@ def collect(posts: Path, database: Path) -> None:
 
 def read_posts(posts: Path) -> Iterator[tuple]:
     """The rows of the table, streamed: memory does not grow with the file."""
-    try:
-        from defusedxml import DefusedXmlException
-        from defusedxml.ElementTree import iterparse
-    except ImportError:
-        raise UserError("reading stackexchange: needs an extra: pip install 'overnight[data]'.") from None
     status, size, number = Status(), posts.stat().st_size, 0
     try:
-        with open(posts, "rb") as file:
-            root = None
-            for event, element in iterparse(file, events=("start", "end"), forbid_dtd=True):
-                if root is None:
-                    root = element
-                if event == "end" and element is not root:
-                    number += 1
-                    yield from row_of(element.attrib, f"{posts}, row {number}")
-                    root.clear()  # else every row that was read stays in memory
-                    done = file.tell() / max(1, size)
-                    status.update(lambda done=done: f"reading {posts.name}: {100 * done:.0f}%")  # type: ignore[misc]
-    except DefusedXmlException:
+        with open_regular(posts) as file:
+            for number, row in enumerate(xml_rows(file), 1):
+                yield from row_of(row, f"{posts}, row {number}")
+                done = file.tell() / max(1, size)
+                status.update(lambda done=done: f"reading {posts.name}: {100 * done:.0f}%")  # type: ignore[misc]
+    except DocumentType:
         raise UserError(f"{posts} declares entities or a DTD, which no dump has: it is not read.") from None
-    except (ElementTree.ParseError, LookupError, ValueError) as error:  # the last two: its encoding
+    except (expat.ExpatError, LookupError, ValueError) as error:  # the last two: its encoding
         raise UserError(f"{posts} is damaged XML ({error}). Unpack it again.") from None
     status.clear()
 
@@ -194,15 +187,18 @@ def row_of(post: dict[str, str], where: str) -> Iterator[tuple]:
 def is_hostile(html: str) -> bool:
     """Whether converting a post could take minutes: no site lets one be so long, or its tags be nested so
     deep or closed so seldom."""
-    if len(html) > LONGEST_POST or html.count("<!") + html.count("<?") > MOST_DECLARATIONS:
+    if len(html) > LONGEST_POST:
+        return True
+    tags = [(closing, name.lower()) for closing, name in TAG.findall(html)]
+    if (html.count("<") - len(tags)) * len(html) > MOST_SEARCHED or tags.count(("", "li")) > MOST_ITEMS:
         return True
     depth = 0
-    for closing, name in TAG.findall(html):
-        if name.lower() not in VOID:
+    for closing, name in tags:
+        if name not in VOID:
             depth = max(0, depth + (-1 if closing else 1))
             if depth > DEEPEST:
                 return True
-    return html.count("<") > MOST_DECLARATIONS + 2 * sum(1 for _ in TAG.finditer(html))
+    return any(len(space) >= LONGEST_SPACE for space in SPACES.findall(html))
 
 
 def without_tags(html: str) -> str:

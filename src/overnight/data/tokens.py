@@ -30,9 +30,12 @@ PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\
 SPACE = r"[^\S\x1c-\x1f]"  # the pattern's \s; Python's has four characters more
 LONG_SPACE = re.compile(rf"(?<!{SPACE}){SPACE}{{100000,}}(?={SPACE}(?!{SPACE}|\Z))")
 MOST_BYTES = 64 << 20  # of all the tokens of a vocabulary together: 64 merges can ask for 2**64
-LONGEST_WORD = (
-    1000  # characters of a run without a space that merges are learnt from: time is quadratic in it
-)
+MOST_MERGES = 1 << 20  # as many as `prepare --tokenizer bpe:N` makes
+LONGEST_TOKEN = 16 << 10  # bytes: a sample of a thousand tokens is 16 MB at most
+# Characters of a run without a space that merges are learnt from: time is quadratic in it. They take 4,000
+# bytes at most, so no tokenizer of ours has a token longer than LONGEST_TOKEN.
+LONGEST_WORD = 1000
+LONG_RUN = re.compile(rf"((?<!\S)(?:\S{{{LONGEST_WORD}}})++|(?<!\s)(?:\s{{{LONGEST_WORD}}})++)")
 
 
 def byte_order() -> list[int]:
@@ -109,7 +112,10 @@ class BytePairTokenizer(Tokenizer):
         self._pieces = [bytes([byte]) for byte in byte_order()]
         total = 256
         for left, right in merges.tolist():
-            total += len(self._pieces[left]) + len(self._pieces[right])
+            length = len(self._pieces[left]) + len(self._pieces[right])
+            total += length
+            if length > LONGEST_TOKEN:
+                raise ValueError(f"a token has over {LONGEST_TOKEN:,} bytes")
             if total > MOST_BYTES:
                 raise ValueError(f"its tokens hold over {MOST_BYTES >> 20} MiB")
             self._pieces.append(self._pieces[left] + self._pieces[right])
@@ -203,8 +209,7 @@ def train_bpe(texts: Iterator[str], vocab_size: int) -> BytePairTokenizer:
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size - 1, initial_alphabet=alphabet, special_tokens=[], show_progress=False
     )
-    long = re.compile(rf"(\S{{{LONGEST_WORD}}}|\s{{{LONGEST_WORD}}})")
-    learner.train_from_iterator((part for text in texts for part in long.split(text) if part), trainer)
+    learner.train_from_iterator((part for text in texts for part in short_runs(text)), trainer)
     # The library writes bytes as GPT-2's printable stand-ins; ours are ids in GPT-2's order.
     stand_ins = [chr(byte) if i < 188 else chr(256 + i - 188) for i, byte in enumerate(byte_order())]
     ids = {token: i for i, token in enumerate(stand_ins)}
@@ -214,6 +219,14 @@ def train_bpe(texts: Iterator[str], vocab_size: int) -> BytePairTokenizer:
             merges.append((ids[left], ids[right]))
             ids[left + right] = len(ids)
     return BytePairTokenizer(np.array(merges, dtype=np.int64).reshape(-1, 2), "bpe")
+
+
+def short_runs(text: str) -> Iterator[str]:
+    """A text cut inside runs of LONGEST_WORD characters and more, with or without spaces. Time is linear: a
+    run is searched from its first character only."""
+    for number, part in enumerate(LONG_RUN.split(text)):
+        length = LONGEST_WORD if number % 2 else max(1, len(part))  # every second part is a run
+        yield from (part[start : start + length] for start in range(0, len(part), length))
 
 
 def from_json(described: dict[str, Any], path: Path | str) -> Tokenizer:
@@ -244,6 +257,8 @@ def from_json(described: dict[str, Any], path: Path | str) -> Tokenizer:
 def _merges(pairs: Any) -> np.ndarray:
     if not isinstance(pairs, list):
         raise TypeError("merges are no list")
+    if len(pairs) > MOST_MERGES:
+        raise ValueError(f"it has {len(pairs):,} merges, over {MOST_MERGES:,}")
     for limit, pair in enumerate(pairs, 256):
         if not (
             isinstance(pair, list) and len(pair) == 2 and all(type(i) is int and 0 <= i < limit for i in pair)

@@ -20,14 +20,17 @@ import numpy as np
 
 from overnight.data.tokens import Tokenizer
 from overnight.errors import UserError
+from overnight.evals import jsonl
 from overnight.evals.continuations import Item, encode_pair, score
-from overnight.files import read_bytes, reason
 from overnight.models.networks import Network
 from overnight.world import World
 
 Style = Literal["completion", "lm-eval"]
 TEXTS = ("activity_label", "ctx_a", "ctx_b", "ctx")
 ENDINGS = 4
+# lm-eval's \[.*?\], and "[" with the rest of its line where nothing closes it: so no "[" in there is searched
+# to the end of the line again, which took hours for a megabyte of them.
+BRACKETED = re.compile(r"\[[^\]\n]*+\]?")
 
 
 @dataclass(frozen=True)
@@ -44,17 +47,7 @@ class Question:
 
 def read(path: Path, limit: int = 0) -> list[Question]:
     """The first `limit` questions of a jsonl file, or all. Raises UserError with the line of a mistake."""
-    try:
-        lines = read_bytes(path).splitlines()
-    except OSError as error:
-        raise UserError(f"cannot read the HellaSwag file {path}: {reason(error)}.") from None
-    found = []
-    for number, line in enumerate(lines, 1):
-        if line.strip():
-            found.append(question(line, f"{path}, line {number}"))
-    if not found:
-        raise UserError(f"{path} has no HellaSwag items in it.")
-    return found[: limit or len(found)]
+    return jsonl.read(path, "HellaSwag", question, limit)
 
 
 def question(line: bytes, where: str) -> Question:
@@ -82,8 +75,13 @@ def question(line: bytes, where: str) -> Question:
 
 def clean(text: str) -> str:
     """Without the marks that WikiHow's pages left in it, as lm-eval has it."""
-    text = re.sub(r"\[.*?\]", "", text.strip().replace(" [title]", ". "))
+    text = BRACKETED.sub(without_brackets, text.strip().replace(" [title]", ". "))
     return text.replace("  ", " ")
+
+
+def without_brackets(found: re.Match[str]) -> str:
+    """Nothing in place of a tag; what nothing closes stays."""
+    return "" if found[0].endswith("]") else found[0]
 
 
 def texts(question: Question, style: Style) -> tuple[str, list[str]]:

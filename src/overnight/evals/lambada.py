@@ -9,8 +9,8 @@ from typing import Any
 
 from overnight.data.tokens import Tokenizer
 from overnight.errors import UserError
+from overnight.evals import jsonl
 from overnight.evals.continuations import Item, encode_pair, score
-from overnight.files import read_bytes, reason
 from overnight.models.networks import Network
 from overnight.world import World
 
@@ -21,14 +21,7 @@ def read(path: Path, limit: int = 0) -> list[tuple[str, str]]:
     A line has "context" and "continuation", or "text", whose last word is the continuation. Raises UserError
     with the line of a mistake.
     """
-    try:
-        lines = read_bytes(path).splitlines()
-    except OSError as error:
-        raise UserError(f"cannot read the LAMBADA file {path}: {reason(error)}.") from None
-    found = [passage(line, f"{path}, line {number}") for number, line in enumerate(lines, 1) if line.strip()]
-    if not found:
-        raise UserError(f"{path} has no LAMBADA items in it.")
-    return found[: limit or len(found)]
+    return jsonl.read(path, "LAMBADA", passage, limit)
 
 
 def passage(line: bytes, where: str) -> tuple[str, str]:

@@ -6,7 +6,6 @@ before the names, and buffers among the tensors.
 
 import json
 import re
-import struct
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +13,11 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from overnight import safetensors_header
 from overnight.config import ModelConfig
 from overnight.data import tokens
 from overnight.errors import UserError
-from overnight.files import read_json
+from overnight.files import read_json, reason
 from overnight.hub import NoSuchFile, fetch
 from overnight.weights.tensors import LARGEST, Weights, check
 
@@ -36,7 +36,6 @@ FIXED = {
     "add_cross_attention": False,
     "tie_word_embeddings": True,
 }
-MAX_HEADER = 100 << 20  # bytes: safetensors' own limit
 
 
 def find(name: str) -> tuple[Path, str]:
@@ -165,6 +164,8 @@ def weight_map(index: Path) -> dict[str, str]:
     )
     if not fits or not found:
         raise UserError(f"{index} is damaged: its weight_map does not name .safetensors files beside it.")
+    if len(found) > safetensors_header.MOST_TENSORS:
+        raise UserError(f"{index} is damaged: it names {len(found):,} tensors, more than any model has.")
     assert isinstance(found, dict)
     return found
 
@@ -174,10 +175,12 @@ def load(path: Path, wanted: set[str] | None) -> dict[str, Tensor]:
     if not path.is_file():
         raise UserError(f"{path} is missing, though the index names it.")
     try:
+        if problem := safetensors_header.problem(path):
+            raise UserError(f"{path} is damaged: {problem}.")
         with safe_open(path, framework="pt") as file:
             found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
     except (SafetensorError, ValueError, OSError) as error:
-        raise UserError(f"{path} is damaged: {damage(path) or error}.") from None
+        raise UserError(f"{path} is damaged: {reason(error)}.") from None
     if wanted is not None and (missing := sorted(wanted - set(found))):
         raise UserError(f"{path} has no tensor {missing[0]}, though the index says so.")
     found = {name: tensor for name, tensor in found.items() if not BUFFERS.search(name)}
@@ -185,26 +188,3 @@ def load(path: Path, wanted: set[str] | None) -> dict[str, Tensor]:
         if not tensor.is_floating_point():
             raise UserError(f"{path}: {name} is {tensor.dtype}, not floating point.")
     return {name: tensor.float() for name, tensor in found.items()}
-
-
-def damage(path: Path) -> str | None:
-    """Which tensor a file that was cut short ends in; None where that is not what is wrong."""
-    size = path.stat().st_size
-    with open(path, "rb") as file:
-        start = file.read(8)
-        if len(start) < 8:
-            return f"{size} bytes are no header"
-        (length,) = struct.unpack("<Q", start)
-        if length > min(size - 8, MAX_HEADER):
-            return f"its header claims {length:,} bytes, the file has {size:,}"
-        try:
-            header = json.loads(file.read(length))
-            ends = {
-                name: 8 + length + at["data_offsets"][1]
-                for name, at in header.items()
-                if name != "__metadata__"
-            }
-        except (ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError):
-            return "its header is not JSON of tensors"
-    cut = next((name for name, end in sorted(ends.items(), key=lambda item: item[1]) if end > size), None)
-    return f"it is cut short at byte {size:,}, inside {cut}, which ends at {ends[cut]:,}" if cut else None
