@@ -128,7 +128,7 @@ def test_a_run_folder_that_vanishes_is_made_again_for_the_last_save(
 
 @pytest.mark.parametrize("whose", ["that trains", "that has ended", "of something else"])
 def test_another_folder_of_the_same_name_is_left_alone(
-    whose: str, go: Callable[..., int], trained: Path, tmp_path: Path, monkeypatch, capsys
+    whose: str, go: Callable[..., int], whole: Path, trained: Path, tmp_path: Path, monkeypatch, capsys
 ) -> None:
     """Ours was moved away, and there is another run by now: its checkpoints must not be pruned."""
     run = tmp_path / "run"
@@ -147,7 +147,11 @@ def test_another_folder_of_the_same_name_is_left_alone(
 
     before: dict[Path, bytes] = {}
     assert go("run", {8: replace}) == 1
-    assert "the run was moved away, and another folder has its name" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "the run was moved away, and another folder has its name" in said
+    assert "give that one as --run" in said
+    assert go("elsewhere", {}) == 0
+    assert_same_end(tmp_path / "elsewhere", whole)
     assert content(run) == before
 
 

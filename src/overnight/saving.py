@@ -71,10 +71,10 @@ class Saver:
         until = time.monotonic() + PATIENCE
         while self._error:
             if time.monotonic() > until:
-                raise Failure(
-                    f"the checkpoint was not saved: {disk_problem(self._error)}.",
-                    "Mend that and run the same command again: it resumes from the checkpoint before.",
-                )
+                again = "Mend that and run the same command again: it resumes from the checkpoint before."
+                if self.lock.lost():
+                    again = "The checkpoint before is in the folder that was moved: give that one as --run."
+                raise Failure(f"the checkpoint was not saved: {disk_problem(self._error)}.", again)
             time.sleep(1)
             self.journal.make_folder_again(self.lock)
             self.journal.flush()  # the checkpoint vouches for records, and no new one takes those along
