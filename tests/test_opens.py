@@ -45,7 +45,6 @@ ELSEWHERE = {
     "serve/pages.py read_text": (1, RESOURCE),
     "data/tokens.py read_bytes": (1, RESOURCE),
     "data/cluster.py np.fromfile": (1, HANDLE),
-    "data/cluster.py np.load": (1, HANDLE),
     "data/staging.py os.open": (1, FOLDER),
     "lock.py os.open": (1, FOLDER),
     "weights/nanogpt.py torch.load": (1, "opened before, as a regular file, to look at how it is packed"),

@@ -20,6 +20,7 @@ from typing import IO, Any
 import numpy as np
 from datatrove.data import Document
 from datatrove.pipeline.base import PipelineStep
+from numpy.lib.format import read_array
 
 from overnight.data import SHARD_TOKENS, documents, fast, tokens
 from overnight.data.prepare import FEW_DOCUMENTS, complete, write_tokenizer
@@ -177,7 +178,7 @@ class Finish(PipelineStep):
         try:
             with open_regular(path) as file, open_regular(path.with_suffix(".npy")) as bounds:
                 ids = np.fromfile(file, dtype=tokenizer.dtype)
-                index = np.load(bounds, allow_pickle=False)
+                index = read_array(bounds, allow_pickle=False)
         except OSError as error:
             raise UserError(
                 f"cannot read {error.filename or path}: {reason(error)}. Tokenise anew."
