@@ -120,6 +120,35 @@ def test_a_signal_is_received_while_the_main_thread_is_deaf(
     assert capfd.readouterr().err.count("stopping: ") == 1
 
 
+@pytest.mark.parametrize(
+    ("rank", "folder", "seconds", "leaves"),
+    [
+        (False, False, 0.0, True),
+        (True, False, 0.0, False),  # from the terminal, and from torchrun
+        (True, False, 2.0, True),
+        (True, True, 2.0, False),  # our launcher counts
+    ],
+)
+def test_one_ctrl_c_that_comes_twice_is_no_second_one(
+    rank: bool, folder: bool, seconds: float, leaves: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left: list[int] = []
+    now = 1000.0
+    monkeypatch.setattr(stop, "leave", lambda code, why: left.append(code))
+    monkeypatch.setattr(stop.time, "monotonic", lambda: now)
+    monkeypatch.setattr(stop, "acknowledge", lambda what: None)
+    if rank:
+        monkeypatch.setenv(stop.UNDER_TORCHRUN, "x")
+    if folder:
+        monkeypatch.setenv(stop.STOP_FOLDER, str(tmp_path))
+    asked = Stop()
+    asked._receive(signal.SIGINT)
+    assert asked.urgent() == "interrupted"
+    now += seconds
+    asked._receive(signal.SIGINT)
+    assert left == [130] * leaves
+
+
 @pytest.mark.parametrize(("number", "reason"), SIGNALS)
 def test_it_is_acknowledged_before_the_first_step_too(
     number: int, reason: str, monkeypatch: pytest.MonkeyPatch

@@ -49,12 +49,14 @@ def torchrun(run: Path, processes: int, max_restarts: int, arguments: list[str])
             words.append(word)
 
         before = {number: signal.signal(number, pass_on) for number in signals()}
+        wakeup = signal.set_wakeup_fd(-1)  # of `Stop`, which has received signals up to now
         try:
             agents.append(subprocess.Popen(command, start_new_session=True, env=environment))
             code = agents[0].wait()
             if code < 0:
                 wait_for_ranks(run, GRACE if words.count("interrupted") > 1 else float("inf"))
         finally:
+            signal.set_wakeup_fd(wakeup, warn_on_full_buffer=False)
             for number, handler in before.items():
                 signal.signal(number, handler)
     if words.count("interrupted") > 1:

@@ -27,6 +27,7 @@ NOW = "now"  # the word to leave without saving
 WORDS = ("interrupted", "preempted", NOW)
 UNDER_TORCHRUN = "TORCHELASTIC_RUN_ID"  # torchrun sets it for every rank
 WATCH_EVERY = 0.2  # seconds
+ONE_CTRL_C = 1.0  # seconds within which a rank may get the same SIGINT again
 SAVED_FIRST = "the checkpoint is saved first. Ctrl-C twice leaves at once, without saving."
 
 
@@ -71,6 +72,7 @@ class Stop:
         self.reason = ""
         self.deadline = float("inf")
         self._at_once = False
+        self._interrupted_at: float | None = None
         self._began = time.monotonic()
         self._over = threading.Event()
 
@@ -140,10 +142,19 @@ class Stop:
             first, self.reason = not self.reason, reason
             if first:
                 acknowledge("there is nothing to save yet.")
-        elif number == signal.SIGINT and self.reason == "interrupted":
+        elif number == signal.SIGINT and self._interrupted_before():
             leave(INTERRUPTED, "interrupted twice: the next start resumes from the last checkpoint.")
         else:
             self._ask(reason)
+
+    def _interrupted_before(self) -> bool:
+        """Whether this SIGINT is the second. One Ctrl-C reaches a rank more than once: from the terminal, and
+        from torchrun, which passes it on. Our launcher counts for its ranks and leaves them a word."""
+        now, before = time.monotonic(), self._interrupted_at
+        self._interrupted_at = now
+        if os.environ.get(STOP_FOLDER) and is_rank():
+            return False
+        return before is not None and (now - before > ONE_CTRL_C or not is_rank())
 
     def _ask(self, reason: str) -> None:
         """Set the reason; say so the first time, on the first rank."""
