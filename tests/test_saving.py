@@ -159,6 +159,40 @@ def content(folder: Path) -> dict[Path, bytes]:
     return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
+def cut(path: Path) -> None:
+    os.truncate(path, 500)
+
+
+def replace_by_another(path: Path) -> None:
+    (path.parent / "new").write_text("edited\n")
+    os.replace(path.parent / "new", path)
+
+
+@pytest.mark.parametrize(
+    ("harm", "said"),
+    [
+        (Path.unlink, "was deleted: it is written again"),
+        (replace_by_another, "was replaced: it is written again, the other file is damaged_records_1.jsonl"),
+        (cut, "by another program: what was cut off is lost"),
+    ],
+)
+def test_records_that_vanish_while_a_run_trains(
+    harm: Callable, said: str, go: Callable[..., int], whole: Path, tmp_path: Path, capsys
+) -> None:
+    """Noticed at the next save; the open file has what was deleted."""
+    run = tmp_path / "run"
+    assert go("run", {8: lambda: harm(run / records.FILE)}) == 0
+    assert said in capsys.readouterr().out
+    assert saved.newest_sound(run)[1] == []
+    state = saved.newest_sound(run)[0]
+    assert state is not None
+    assert records.problem(run, state.records_bytes, state.records_sha256) == ""
+    if harm is not cut:
+        assert_same_end(run, whole)
+        assert len(list(records.read(run))) == len(list(records.read(whole))) + 1
+    assert go("run", {}) == 0, "it is complete"
+
+
 def test_a_lock_removes_its_own_file_only(tmp_path: Path) -> None:
     with Lock(tmp_path) as ours:
         assert not ours.lost()

@@ -64,6 +64,19 @@ class Journal:
         if self.records:
             self.records.sync(state.records_bytes)
 
+    def mark(self, step: int, lock: Lock) -> tuple[int, str]:
+        """What a checkpoint vouches for: the size of the records and their SHA-256, after a look whether they
+        are still there."""
+        assert self.records
+        try:
+            problem = "" if lock.lost() or not self.run.is_dir() else self.records.mend()
+        except OSError as error:
+            problem = f"cannot be looked at: {disk_problem(error)}"
+        if problem:
+            self.say(f"{self.run / records.FILE} {problem}.")
+            self.event(step, "records_mended", {"problem": problem})
+        return self.records.mark()
+
     def flush(self) -> None:
         """Write the records that wait, if the disk has room again."""
         if self.records:

@@ -10,6 +10,7 @@ import hashlib
 import json
 import math
 import os
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
@@ -40,15 +41,18 @@ class Records:
         self._file = open_own(self.path, append=True)
         if new:
             sync(run)
-        self._sha256, self._size = hashlib.sha256(), 0  # of all records, those that wait included
-        self._file.seek(0)
-        while piece := self._file.read(PIECE):
-            self._sha256.update(piece)
-            self._size += len(piece)
         self._waiting = b""
+        self._measure()
         self._warn, self._warned = warn, False
         self._tell = tell
         self._began = time.monotonic()
+
+    def _measure(self) -> None:
+        """Hash and count all records, those that wait included."""
+        self._file.seek(0)
+        self._sha256 = hashlib.file_digest(self._file, "sha256")  # type: ignore[arg-type]
+        self._sha256.update(self._waiting)
+        self._size = self._file.tell() + len(self._waiting)
 
     def train(
         self,
@@ -127,6 +131,25 @@ class Records:
         for."""
         return self._size, self._sha256.hexdigest()
 
+    def mend(self) -> str:
+        """Make the file whole where somebody deleted, replaced or cut it while it was open; what was wrong
+        with it, or "". What was cut off is gone."""
+        own = os.fstat(self._file.fileno())
+        try:
+            found = os.stat(self.path)
+        except FileNotFoundError:
+            self.write_again()
+            return "was deleted: it is written again"
+        if not os.path.samestat(own, found):
+            aside = unused(self.path.parent, "damaged_records_{}.jsonl")
+            os.rename(self.path, aside)
+            self.write_again()
+            return f"was replaced: it is written again, the other file is {aside.name}"
+        if own.st_size >= self._size - len(self._waiting):
+            return ""
+        self._measure()
+        return f"was cut to {own.st_size:,} bytes by another program: what was cut off is lost"
+
     def sync(self, size: int) -> None:
         """Make sure that the first `size` bytes are on the disk; may be called by another thread. Raises
         OSError while some of them wait."""
@@ -140,8 +163,7 @@ class Records:
         self.path.unlink(missing_ok=True)  # of a try that the disk had no room for
         self._file.seek(0)
         with open_new(self.path) as copy:
-            while piece := self._file.read(PIECE):
-                copy.write(piece)
+            shutil.copyfileobj(self._file, copy, PIECE)
         self._reopen()
 
     def close(self) -> None:
@@ -239,8 +261,7 @@ def copy_aside(run: Path) -> str:
     """Keep a copy of the records as damaged_records_1.jsonl and so on, for a person to look at; its name."""
     path = unused(run, "damaged_records_{}.jsonl")
     with contextlib.suppress(FileNotFoundError), open_regular(run / FILE) as file, open_new(path) as copy:
-        while piece := file.read(PIECE):
-            copy.write(piece)
+        shutil.copyfileobj(file, copy, PIECE)
     return path.name
 
 

@@ -221,7 +221,7 @@ class Session:
         """What a checkpoint of this step says beside its tensors; None but on the first rank."""
         if self.journal.records is None:
             return None
-        records_bytes, records_sha256 = self.journal.records.mark()
+        records_bytes, records_sha256 = self.journal.mark(step, self.saver.lock)
         val_loss = self.val_loss[1] if self.val_loss[0] == step else math.nan
         return State(
             step=step,
