@@ -1,5 +1,6 @@
 """A dump written as Stack Exchange writes them, and documents written out by hand."""
 
+import contextlib
 import sqlite3
 import tracemalloc
 from collections.abc import Iterator
@@ -206,6 +207,42 @@ def test_it_goes_on_after_the_posts_were_brought_together(
         prepare(source, tmp_path / "data", "gpt2", 1, 10**8)
     prepare(source, tmp_path / "undisturbed", "gpt2", 1, 10**8)
     assert Data(tmp_path / "data").fingerprint == Data(tmp_path / "undisturbed").fingerprint
+
+
+@pytest.mark.parametrize("what", ["view", "table", "junk", "link"])
+def test_a_database_that_somebody_planted_is_collected_anew(what: str, tmp_path: Path) -> None:
+    """A view may compute without end, and what a link leads to is not ours."""
+    source = find(f"stackexchange:{dump(tmp_path / 'dump', *many(150))}", downloads=tmp_path)
+    source.begin(tmp_path / "scratch")
+    expected = [piece.text for piece in source]
+    [database] = (tmp_path / "scratch").iterdir()
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.write_bytes(database.read_bytes())
+    database.unlink()
+    if what == "link":
+        database.symlink_to(elsewhere)
+    elif what == "junk":
+        database.write_bytes(b"junk")
+    else:
+        made = "CREATE TABLE posts (question, kind, score, id, title, body)"
+        if what == "view":
+            endless = "WITH RECURSIVE c(x) AS (SELECT 1 UNION ALL SELECT x FROM c) SELECT x FROM c"
+            made = f"CREATE VIEW posts AS {endless}"
+        with contextlib.closing(sqlite3.connect(database)) as connection:
+            connection.execute(made)
+    again = find(source.name, downloads=tmp_path)
+    again.begin(tmp_path / "scratch")
+    assert [piece.text for piece in again] == expected
+    assert not database.is_symlink()
+
+
+def test_a_scratch_folder_that_is_a_link_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "treasure").mkdir()
+    (tmp_path / "scratch").symlink_to("treasure")
+    source = find(f"stackexchange:{dump(tmp_path / 'dump', *many(3))}", downloads=tmp_path)
+    with pytest.raises(OSError, match="it is a symbolic link"):
+        source.begin(tmp_path / "scratch")
+    assert not any((tmp_path / "treasure").iterdir())
 
 
 def test_a_disk_full_of_posts_is_said_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,6 +6,7 @@ Markdown: its title, its text, its answers from the highest score down. Question
 out are answers to questions that the dump does not have and posts of other kinds (tag wikis, for one).
 """
 
+import contextlib
 import errno
 import os
 import re
@@ -21,11 +22,12 @@ from overnight.data.documents import Source
 from overnight.data.readers import Piece
 from overnight.data.xml_rows import DocumentType, xml_rows
 from overnight.errors import UserError
-from overnight.files import open_regular, sync
+from overnight.files import open_regular, subfolder, sync
 from overnight.terminal import Status
 
 QUESTION, ANSWER = 1, 2  # PostTypeId
-COLUMNS = "question, kind, score, id, title, body, licence, date"
+TABLE = "CREATE TABLE posts (question, kind, score, id, title, body, licence, date)"
+INDEX = "CREATE UNIQUE INDEX in_order ON posts (question, kind, score DESC, id)"
 IN_ORDER = "ORDER BY question, kind, score DESC, id"
 HAS_QUESTION = (
     f"EXISTS (SELECT 1 FROM posts asked WHERE asked.question = posts.question AND kind = {QUESTION})"
@@ -63,9 +65,9 @@ class Dump(Source):
 
     def begin(self, folder: Path) -> None:
         """Bring the posts together in `folder`, unless they are."""
-        folder.mkdir(exist_ok=True)
-        database = folder / f"{self.fingerprint[:16]}.sqlite"
-        if not database.is_file():
+        database = subfolder(folder.parent, folder.name) / f"{self.fingerprint[:16]}.sqlite"
+        if not is_collected(database):
+            database.unlink(missing_ok=True)
             aside = database.with_suffix(".partial")
             aside.unlink(missing_ok=True)
             collect(self.paths[0], aside)
@@ -126,6 +128,19 @@ class Dump(Source):
         }
 
 
+def is_collected(database: Path) -> bool:
+    """Whether this is what `collect` made, as far as its tables tell: a view in their place could compute
+    without end, and a link lead elsewhere."""
+    if database.is_symlink() or not database.is_file():
+        return False
+    try:
+        with contextlib.closing(sqlite3.connect(database)) as connection:
+            made = [sql for (sql,) in connection.execute("SELECT sql FROM sqlite_master ORDER BY rowid")]
+    except sqlite3.Error:
+        return False
+    return made == [TABLE, INDEX]
+
+
 def collect(posts: Path, database: Path) -> None:
     """Posts.xml -> a table of questions and answers, with an index in the order of the documents."""
     os.environ.setdefault("SQLITE_TMPDIR", str(database.parent))  # where the index is sorted: there is room
@@ -133,9 +148,9 @@ def collect(posts: Path, database: Path) -> None:
     try:
         connection.execute("PRAGMA journal_mode = OFF")  # a kill leaves a file that nobody opens
         connection.execute("PRAGMA synchronous = OFF")
-        connection.execute(f"CREATE TABLE posts ({COLUMNS})")
+        connection.execute(TABLE)
         connection.executemany("INSERT INTO posts VALUES (?, ?, ?, ?, ?, ?, ?, ?)", read_posts(posts))
-        connection.execute("CREATE UNIQUE INDEX in_order ON posts (question, kind, score DESC, id)")
+        connection.execute(INDEX)
         connection.commit()
     except sqlite3.IntegrityError:
         raise UserError(f"{posts} has the same post twice. Unpack the dump again.") from None
