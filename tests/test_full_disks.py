@@ -5,32 +5,20 @@ import errno
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from tests.short_run import options
-from tests.violence import assert_same_end, events
+from tests.violence import assert_same_end, events, full_disk
 from torch import Tensor
 
 from overnight import checkpoint, cli, records, saving, train
 from overnight.saved import list_steps
 
 Train = Callable[..., Any]
-
-
-@contextlib.contextmanager
-def full_disk(limit: int) -> Iterator[None]:
-    """No file can grow over `limit` bytes, as on a disk that is full."""
-    resource = pytest.importorskip("resource")
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 @pytest.mark.parametrize("limit", [300, 10_000], ids=["records too", "checkpoints only"])

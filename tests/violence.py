@@ -1,11 +1,15 @@
 """What tests/test_crash.py and benchmarks/crash.py share: runs that are killed, and what must be equal."""
 
+import contextlib
 import os
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
+
+import pytest
 
 from overnight import records
 from overnight.saved import OPTIMIZER, WEIGHTS, folder, list_steps
@@ -94,3 +98,15 @@ def kill(process: subprocess.Popen, whom: str) -> None:
             os.kill(victim, signal.SIGKILL)
         except ProcessLookupError:  # it died of another's death
             continue
+
+
+@contextlib.contextmanager
+def full_disk(limit: int) -> Iterator[None]:
+    """No file can grow over `limit` bytes, as on a disk that is full."""
+    resource = pytest.importorskip("resource")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

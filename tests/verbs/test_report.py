@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from tests.conftest import Outcome
-from tests.editing import edit
+from tests.editing import edit, flip
 
 from overnight.report.again import option
 from overnight.visible import shell_word
@@ -163,6 +163,29 @@ def test_records_that_the_checkpoint_does_not_vouch_for_are_named(how: str, run:
     outcome = cli("report", "x")
     assert outcome.code == 0
     assert "The newest checkpoint vouches for other records (records.jsonl " in outcome.out
+
+
+def test_an_environment_that_was_changed_is_a_problem_of_the_run(cli: Cli, run: Path) -> None:
+    described = (run / "environment.json").read_text()
+    (run / "environment.json").write_text(described.replace('"cpus": ', '"cpus": 1'))
+    outcome = cli("report", "x")
+    assert outcome.code == 0
+    assert "environment.json is damaged: its content does not match its checksum" in outcome.out
+
+
+@pytest.mark.parametrize("bit", [0, 6])
+def test_a_damaged_validation_split_is_not_compared_with(
+    cli: Cli, run: Path, bit: int, tmp_path: Path
+) -> None:
+    """Whether the id is another one of the vocabulary, or none."""
+    config = json.loads((run / "config.json").read_text())
+    shutil.copytree(config["data"], tmp_path / "damaged")
+    edit(run / "config.json", lambda described: described.update(data=str(tmp_path / "damaged")))
+    flip(tmp_path / "damaged" / "val_000000.bin", 1040, bit)
+    outcome = cli("report", "x")
+    assert outcome.code == 0
+    assert "val_000000.bin has changed since it was made" in outcome.out
+    assert "xz" not in outcome.out
 
 
 def test_data_at_a_path_that_is_too_long_is_a_problem_of_the_run(cli: Cli, run: Path) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from tests.violence import full_disk
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from overnight import resolve
@@ -123,6 +124,22 @@ def test_an_existing_folder_is_not_touched(tmp_path: Path) -> None:
         with pytest.raises(UserError, match="exists: choose another --out"):
             write(tmp_path / "out")
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["mine.txt"]
+
+
+def test_figures_that_the_checkpoint_does_not_vouch_for_are_left_out(cli: Cli, run: Path) -> None:
+    content = (run / "records.jsonl").read_text()
+    (run / "records.jsonl").write_text(content.replace('"loss": ', '"loss": 1', 1))
+    outcome = cli("export", "runs/x", "--to", "hf", "--out", "out")
+    assert outcome.code == 0, outcome.err
+    assert "The model card has no figures: records.jsonl is not what was recorded" in outcome.err
+    assert "validation loss" not in Path("out/README.md").read_text()
+
+
+def test_a_disk_that_is_full_is_said_so(tmp_path: Path) -> None:
+    tokenizer = TOKENIZERS["char"]()
+    with full_disk(3000), pytest.raises(OSError, match=r"File too large|No space left"):
+        export.to_hf(make(tokenizer, "gpt2"), tokenizer, tmp_path / "out", "", lambda: None)
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("target", ["nothing", "empty"])

@@ -1,6 +1,5 @@
 """A run's folder, read for a report: its config, its history, its data, how it stands."""
 
-import contextlib
 import math
 import time
 from dataclasses import dataclass, field, replace
@@ -185,8 +184,10 @@ def refresh(run: Run) -> Run:
         run.config, run.extra = runs.read_config(run.path)
     except UserError as error:
         run.problems.append(str(error))
-    with contextlib.suppress(UserError):
-        run.environment = read_json(run.path / runs.ENVIRONMENT, "environment")
+    try:
+        run.environment = read_json(run.path / runs.ENVIRONMENT, "environment", seal=True)
+    except UserError as error:
+        run.problems.append(str(error))
     if run.config and run.data is None:
         try:
             run.data = data_of(run.path, run.config, run.extra.get("data_fingerprint"))
@@ -219,6 +220,7 @@ def data_of(path: Path, config: Config, fingerprint: Any) -> Data:
     found = [Data(place) for place in dict.fromkeys(here) if (place / MANIFEST).is_file()]
     for data in found:
         if fingerprint in (None, data.fingerprint):
+            data.verify("val")  # what is said of its text is computed from it
             return data
     if found:
         told = f"{found[0].folder} is not the data that the run was trained on (fingerprints differ)."

@@ -71,10 +71,15 @@ def run(arguments: list[str]) -> int:
 
 def facts(loaded: "Loaded") -> dict[str, str]:
     """What a run measured up to the checkpoint, for the model card."""
-    from overnight import records
+    from overnight import records, saved
+    from overnight.terminal import complain
     from overnight.visible import markdown_text
 
     if loaded.run is None or loaded.config is None or loaded.step is None:
+        return {}
+    state = saved.check(saved.folder(loaded.run, loaded.step), names=())
+    if problem := records.problem(loaded.run, state.records_bytes, state.records_sha256):
+        complain(f"The model card has no figures: {problem}, says the checkpoint.")
         return {}
     newest: dict[str, dict] = {}
     for record in records.sound(loaded.run):

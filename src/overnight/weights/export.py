@@ -2,12 +2,14 @@
 
 import contextlib
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from overnight import __version__
@@ -77,7 +79,7 @@ def to_hf(
             for name, tensor in with_biases(weights.tensors, weights.config).items()
         }
         tensors["transformer.wte.weight"] = tensors["transformer.wte.weight"][:used].clone()
-        save_file(tensors, folder / hf.SINGLE, metadata={"format": "pt"})
+        save(tensors, folder / hf.SINGLE)
         write_json(folder / hf.CONFIG, config_of(weights, used, tokenizer.eot))
         write_json(
             folder / "generation_config.json", {"bos_token_id": tokenizer.eot, "eos_token_id": tokenizer.eot}
@@ -97,6 +99,17 @@ def to_hf(
         ours = sample_of(weights.model(), used)
         model_class = transformers()
         return None if model_class is None else compare(model_class.from_pretrained(folder), *ours)
+
+
+def save(tensors: dict[str, torch.Tensor], path: Path) -> None:
+    """Write safetensors. Raises OSError where the disk does not take them: the library has an error of its
+    own, with the number in its text."""
+    try:
+        save_file(tensors, path, metadata={"format": "pt"})
+    except SafetensorError as error:
+        if not (number := re.search(r"os error (\d+)", str(error))):
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from None
 
 
 def write_json(path: Path, value: Any) -> None:
