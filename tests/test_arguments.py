@@ -65,6 +65,7 @@ def test_an_option_changes_its_field_and_no_other(arguments: str, field: str, va
         ("--stepz", "--steps"), ("--step", "--steps"), ("--stepz=3", "--steps"),
         ("--model.n-heads", "--model.n-head"), ("--n-head", "--model.n-head"), ("--betas", "--optim.betas"),
         ("--model.nobias", "--model.no-bias"), ("--batchtokens", "--batch-tokens"),
+        ("--no-optim.fused", "--optim.no-fused"),
     ],
 )  # fmt: skip
 def test_a_mistyped_option_is_refused_with_the_nearest(wrong: str, right: str) -> None:

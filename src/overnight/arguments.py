@@ -25,7 +25,10 @@ def parse(kind: type[T], prog: str, arguments: list[str], default: T | None = No
         for word in arguments
         if re.match(r"--[a-zA-Z]", word) and word.split("=")[0].replace("_", "-") not in (*known, "--help")
     ]
-    refuse(f"{prog}: unknown option {word}.{near(word, known)} {prog} --help lists all." for word in unknown)
+    refuse(
+        f"{prog}: unknown option {word}.{near(negation(word), known)} {prog} --help lists all."
+        for word in unknown
+    )
     extra: dict[str, Any] = {} if default is None else {"default": default}
     caught = io.StringIO()
     try:
@@ -35,6 +38,11 @@ def parse(kind: type[T], prog: str, arguments: list[str], default: T | None = No
         if not error.code:  # --help
             raise
         raise UserError(f"{prog}: {flatten(caught.getvalue())} {prog} --help lists the options.") from None
+
+
+def negation(word: str) -> str:
+    """--optim.no-fused for --no-optim.fused; other words as they are."""
+    return re.sub(r"--no-((?:[\w-]+\.)+)", r"--\1no-", word)
 
 
 def option_names(kind: Any, prefix: str = "") -> list[str]:

@@ -5,6 +5,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from overnight.config import Config
 from overnight.errors import UserError
+from overnight.visible import as_json
 
 # Fields that config.json of older runs does not have.
 LATER = {"parallel", "max_restarts", "profile", "track", "train"}
@@ -36,7 +37,7 @@ def _build(kind: type, described: Any, prefix: str = "") -> Any:
         else:
             values[name] = tuple(value) if isinstance(value, list) else value
             if not _fits(values[name], hint):
-                raise TypeError(f"{name} is {value!r}")
+                raise TypeError(f"{name} is {as_json(value)}")
     return kind(**values)
 
 

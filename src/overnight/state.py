@@ -3,6 +3,8 @@
 from dataclasses import dataclass, field
 from typing import Any
 
+from overnight.visible import as_json
+
 
 @dataclass(frozen=True)
 class State:
@@ -41,17 +43,17 @@ class State:
         """What in here cannot be true, although the checksum is right."""
         counts = (self.step, self.tokens, self.seed, self.records_bytes, self.bad_steps)
         if not all(type(count) is int and 0 <= count < 2**63 for count in counts):
-            return f"step, tokens, seed, records_bytes and bad_steps are {counts!r}"
+            return f"step, tokens, seed, records_bytes and bad_steps are {as_json(counts)}"
         edges = [0] + [edge for one in self.skipped for edge in one]
         pairs = all(len(one) == 2 for one in self.skipped) and all(type(edge) is int for edge in edges)
         if not pairs or edges != sorted(edges):
-            return f"skipped is {self.skipped!r}"
+            return f"skipped is {as_json(self.skipped)}"
         numbers = [*self.scaler.values(), *([] if self.val_loss is None else [self.val_loss])]
         if not all(type(number) in (int, float) and abs(number) < 1e300 for number in numbers):
-            return f"val_loss is {self.val_loss!r}, scaler {self.scaler!r}"
+            return f"val_loss is {as_json(self.val_loss)}, scaler {as_json(self.scaler)}"
         texts = (self.data, *self.sha256.values(), self.records_sha256, self.tokenizer)
         if not all(isinstance(text, str) for text in texts) or not isinstance(self.config, dict):
-            return f"data is {self.data!r}, sha256 {self.sha256!r}, tokenizer {self.tokenizer!r}"
+            return f"data, checksums and tokenizer are {as_json(texts)}"
         if not isinstance(self.owed, list) or not {"validate", "hellaswag", "sample"}.issuperset(self.owed):
-            return f"owed is {self.owed!r}"
+            return f"owed is {as_json(self.owed)}"
         return ""

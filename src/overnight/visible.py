@@ -1,8 +1,10 @@
 """Text from files, folders and models, made harmless for a terminal, a page and a shell."""
 
 import html
+import json
 import re
 import shlex
+from typing import Any
 
 LONGEST = 2000  # characters of a text in Markdown
 # C0 controls (but newline and tab) as their pictures, delete, C1 controls; marks that change the direction of
@@ -73,3 +75,9 @@ def markdown_text(text: str) -> str:
     """Text that Markdown shows as it is, on one line, cut where it is longer than anybody reads."""
     flat = one_line(text[:LONGEST]) + (" ..." if len(text) > LONGEST else "")
     return "".join(f"\\{letter}" if letter in "\\|<>*[]#_`~&" else letter for letter in flat)
+
+
+def as_json(value: Any) -> str:
+    """A value that a JSON file has, as it stands there, cut where it is long."""
+    text = json.dumps(value, default=str)
+    return text if len(text) <= 100 else f"{text[:100]} ..."

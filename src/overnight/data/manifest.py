@@ -9,7 +9,7 @@ from overnight.data import tokens
 from overnight.data.shards import Shard, Tokens, check_entries, count_of, open_shard
 from overnight.errors import UserError
 from overnight.files import read_json, sha256_file
-from overnight.visible import shell_path
+from overnight.visible import as_json, shell_path
 
 MANIFEST, TOKENIZER = "manifest.json", "tokenizer.json"
 BY_FIRST_SHARD = "the first shard in the dataset's order"  # the lecture's and llm.c's split of FineWeb
@@ -51,11 +51,11 @@ class Manifest:
         count_of(self.bytes, "bytes")
         for name, kind in (("source", str), ("split", str), ("request", dict), ("details", dict)):
             if not isinstance(getattr(self, name), kind):
-                raise ValueError(f"the {name} is {getattr(self, name)!r}")
+                raise ValueError(f"the {name} is {as_json(getattr(self, name))}")
         if self.version != 1:
-            raise ValueError(f"its version is {self.version!r}, not 1")
+            raise ValueError(f"its version is {as_json(self.version)}, not 1")
         if self.tokens != totals or any(type(count) is not int for count in self.tokens.values()):
-            raise ValueError(f"the tokens are {self.tokens!r}, not the shards' {totals}")
+            raise ValueError(f"the tokens are {as_json(self.tokens)}, not the shards' {totals}")
 
 
 class Data:
@@ -85,7 +85,7 @@ class Data:
             raise UserError(f"{folder / TOKENIZER} is not the one of the manifest. Prepare the data again.")
         if self.manifest.dtype != self.tokenizer.dtype.name:
             raise UserError(
-                f"the manifest {path} is damaged: its dtype is {self.manifest.dtype!r}, "
+                f"the manifest {path} is damaged: its dtype is {as_json(self.manifest.dtype)}, "
                 f"the tokenizer's {self.tokenizer.dtype.name}. Prepare the data again."
             )
         self._tokens = {split: Tokens(found, self.tokenizer.vocab_size) for split, found in shards.items()}

@@ -31,6 +31,7 @@ from overnight.data.staging import (
 from overnight.errors import UserError, near
 from overnight.files import clear_disk_errors, parent_problem, read_json, sealed, to_json, write_synced
 from overnight.terminal import Status, duration, size
+from overnight.visible import as_json
 
 BATCH = 1 << 20  # characters that a worker gets at a time
 BPE_SAMPLE = 64 << 20  # characters that a `bpe:N` tokenizer learns from at most
@@ -214,7 +215,7 @@ def resume(folder: Path, shard_tokens: int) -> tuple[Splits, Place]:
         for name in ("file", "pieces", "documents", "bytes"):
             count_of(getattr(place, name), name)
         if type(place.validation) is not bool:
-            raise ValueError(f"validation is {place.validation!r}")
+            raise ValueError(f"validation is {as_json(place.validation)}")
         splits = Splits(folder, reached["split"], shard_tokens, tokens.load(folder / TOKENIZER))
         splits.resume(reached["shards"])
         return splits, place

@@ -18,6 +18,7 @@ import numpy as np
 
 from overnight.errors import Failure, UserError
 from overnight.files import open_new, open_own, open_regular, reason, sha256_file, sync
+from overnight.visible import as_json
 
 HEADER_BYTES = 256 * 4
 BLOCK = 1 << 22  # tokens read at a time, where all of them are looked at
@@ -114,7 +115,7 @@ def open_shard(path: Path) -> Shard:
 def count_of(value: Any, what: str) -> int:
     """A count as JSON has it; `what` names it in the ValueError for anything else: True, 2.0, -1."""
     if type(value) is not int or value < 0:
-        raise ValueError(f"the {what} are {value!r}")
+        raise ValueError(f"the {what} are {as_json(value)}")
     return value
 
 
@@ -122,17 +123,17 @@ def check_entries(shards: Any) -> list[dict[str, Any]]:
     """A manifest's list of shards. Raises ValueError, KeyError or TypeError if it is none: each is a file of
     the folder, stands there once, and has a count and a checksum."""
     if not isinstance(shards, list):
-        raise TypeError(f"the shards are {shards!r}")
+        raise TypeError(f"the shards are {as_json(shards)}")
     for shard in shards:
         if extra := set(shard) - {"file", "split", "tokens", "sha256"}:
             raise ValueError(f"a shard has {', '.join(map(repr, extra))}, which is nothing of ours")
         if not NAME.fullmatch(shard["file"]):
-            raise ValueError(f"{shard['file']!r} is no shard's name: none leads out of the folder")
-        if not isinstance(shard["sha256"], str):
-            raise ValueError(f"the sha256 of {shard['file']} is {shard['sha256']!r}")
+            raise ValueError(f"{as_json(shard['file'])} is no shard's name: none leads out of the folder")
+        if not (isinstance(shard["sha256"], str) and shard["sha256"].isascii()):
+            raise ValueError(f"the sha256 of {shard['file']} is {as_json(shard['sha256'])}")
         count_of(shard["tokens"], "tokens")
         if shard["split"] not in ("train", "val", "all"):
-            raise ValueError(f"the split of {shard['file']} is {shard['split']!r}")
+            raise ValueError(f"the split of {shard['file']} is {as_json(shard['split'])}")
     if len({shard["file"] for shard in shards}) < len(shards):
         raise ValueError("a shard is listed twice")
     return shards

@@ -14,6 +14,7 @@ from overnight.data.manifest import BY_FIRST_SHARD, Manifest
 from overnight.data.shards import ShardWriter, Tokens, open_shard
 from overnight.data.tokens import Tokenizer
 from overnight.errors import UserError
+from overnight.visible import as_json
 
 FEW_DOCUMENTS = 100  # below this, validation is the end of the tokens, not a choice of documents
 VAL_ONE_IN = 20
@@ -33,7 +34,7 @@ class Splits:
 
     def __init__(self, folder: Path, rule: str, shard_tokens: int, tokenizer: Tokenizer):
         if rule not in RULES:
-            raise ValueError(f"the split {rule!r} is none of {', '.join(RULES)}")
+            raise ValueError(f"the split {as_json(rule)} is none of {', '.join(RULES)}")
         self.folder, self.rule, self.shard_tokens, self.tokenizer = folder, rule, shard_tokens, tokenizer
         self._eot = np.array([tokenizer.eot], dtype=tokenizer.dtype)
         if rule == BY_TAIL:

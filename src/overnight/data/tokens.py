@@ -19,6 +19,7 @@ import numpy as np
 
 from overnight.errors import UserError
 from overnight.files import read_json
+from overnight.visible import as_json
 
 MERGES = "gpt2_merges.bin"
 ENDOFTEXT = "<|endoftext|>"
@@ -245,7 +246,7 @@ def from_json(described: dict[str, Any], path: Path | str) -> Tokenizer:
         elif kind == "bpe":
             tokenizer = BytePairTokenizer(_merges(described["merges"]), "bpe")
         else:
-            raise ValueError(f"kind {kind!r} is not one of gpt2, char, bpe")
+            raise ValueError(f"kind {as_json(kind)} is not one of gpt2, char, bpe")
         if (described.get("vocab_size"), described.get("eot")) != (tokenizer.vocab_size, tokenizer.eot):
             raise ValueError("vocab_size or eot do not fit the rest")
     except (KeyError, ValueError, TypeError, IndexError, OverflowError) as error:

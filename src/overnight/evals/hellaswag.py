@@ -23,6 +23,7 @@ from overnight.errors import UserError
 from overnight.evals import jsonl
 from overnight.evals.continuations import Item, encode_pair, score
 from overnight.models.networks import Network
+from overnight.visible import as_json
 from overnight.world import World
 
 Style = Literal["completion", "lm-eval"]
@@ -69,7 +70,7 @@ def question(line: bytes, where: str) -> Question:
         raise UserError(f'{where}: "endings" are not {ENDINGS} strings.')
     label = str(item.get("label"))
     if label not in {str(i) for i in range(ENDINGS)}:
-        raise UserError(f'{where}: "label" is {item.get("label")!r}, not 0 to {ENDINGS - 1}.')
+        raise UserError(f'{where}: "label" is {as_json(item.get("label"))}, not 0 to {ENDINGS - 1}.')
     return Question(**{name: item[name] for name in TEXTS}, endings=tuple(endings), label=int(label))
 
 

@@ -4,7 +4,6 @@ Their linear layers are Conv1D, stored (in, out); ours are (out, in). Older file
 before the names, and buffers among the tensors.
 """
 
-import json
 import re
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from overnight.data import tokens
 from overnight.errors import UserError
 from overnight.files import read_json, reason
 from overnight.hub import NoSuchFile, fetch
+from overnight.visible import as_json
 from overnight.weights.tensors import LARGEST, Weights, check
 
 CONFIG, SINGLE, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
@@ -89,12 +89,6 @@ def read(folder: Path) -> Weights:
         raise UserError(f"{folder}: lm_head.weight is not wte.weight; GPT-2's head is its token embedding.")
     assert isinstance(config.vocab_size, int)
     return Weights(config, tensors, tokenizer(folder, config.vocab_size), config.vocab_size)
-
-
-def as_json(value: Any) -> str:
-    """A value of config.json as it stands there, cut where it is long."""
-    text = json.dumps(value)
-    return text if len(text) <= 100 else f"{text[:100]} ..."
 
 
 def model_config(described: dict[str, Any], path: Path) -> ModelConfig:
