@@ -1,6 +1,5 @@
 """A stranger's run folder: what it has at the names that are written or read harms nothing outside of it."""
 
-import contextlib
 import os
 import shutil
 import sys
@@ -20,12 +19,6 @@ NAMES = ["config.json", "environment.json", "tokenizer.json", "records.jsonl", "
 NAMES += [".lock", "damaged_records_1.jsonl", "profile.json", "checkpoints", "tensorboard", "wandb"]
 NAMES += [f".{name}.partial" for name in ("config.json", "report.html", "inspect.html", "records.jsonl")]
 NAMES += ["checkpoints/.step_00000005", "checkpoints/step_00000005", "checkpoints/damaged_step_00000004_1"]
-
-
-@pytest.fixture(autouse=True)
-def no_full_collection(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Before it trains, `train` collects garbage in all of torch, which takes half of these tests' time."""
-    monkeypatch.setattr("overnight.train.frozen_garbage", contextlib.nullcontext)
 
 
 @pytest.fixture

@@ -1,16 +1,22 @@
-"""The update, however it is computed."""
+"""The update, however it is computed, and the garbage collector while updates are made."""
 
 import copy
+import gc
+import weakref
+from collections.abc import Callable
 from contextlib import nullcontext
+from pathlib import Path
 
 import pytest
 import torch
+from tests.conftest import Outcome
 
 from overnight.config import ModelConfig, OptimConfig
 from overnight.models.gpt2 import GPT
 from overnight.optim import adamw
 from overnight.optim import optimizer as make_optimizer
-from overnight.step import train_step
+from overnight.step import frozen_garbage, train_step
+from overnight.train import Session
 from overnight.world import World
 
 
@@ -54,3 +60,39 @@ def test_the_forms_of_adamw_agree() -> None:
             train_step(model, optimizer, scaler, batches, 1, 1e-2, 1.0, nullcontext)
         found.append(torch.nn.utils.parameters_to_vector(model.parameters()))
     torch.testing.assert_close(*found, atol=1e-4, rtol=0)  # of 0.03 that weights moved
+
+
+class Cycle:
+    """An object that only the garbage collector can delete."""
+
+    def __init__(self) -> None:
+        self.itself = self
+
+
+def test_garbage_is_collected_and_other_objects_are_frozen() -> None:
+    garbage = weakref.ref(Cycle())
+    before = gc.get_freeze_count()
+    with frozen_garbage():
+        assert garbage() is None
+        assert gc.get_freeze_count() > before + 10_000
+        garbage = weakref.ref(Cycle())
+        gc.collect()
+        assert garbage() is None
+    assert gc.get_freeze_count() == 0
+
+
+def test_objects_from_before_training_are_frozen_in_every_update(
+    train: Callable[..., Outcome], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("overnight.train.frozen_garbage", frozen_garbage)  # conftest.py replaces it
+    update, frozen = Session.update, []
+
+    def count(self: Session, step: int) -> str:
+        frozen.append(gc.get_freeze_count())
+        return update(self, step)
+
+    monkeypatch.setattr(Session, "update", count)
+    assert train(tmp_path / "x").code == 0
+    assert len(frozen) == 4
+    assert min(frozen) > 10_000
+    assert gc.get_freeze_count() == 0

@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+from overnight.data import prepare as preparing
+from overnight.data import readers
 from overnight.data.prepare import prepare
 
 settings.register_profile("same every time", derandomize=True, deadline=None)
@@ -25,3 +27,10 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def folder(prepared: Path, tmp_path: Path) -> Path:
     """A copy of it, to be damaged."""
     return Path(shutil.copytree(prepared, tmp_path / "copy"))
+
+
+@pytest.fixture
+def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if documents were much longer than what is held and handed out at a time."""
+    monkeypatch.setattr(readers, "BLOCK", 200)
+    monkeypatch.setattr(preparing, "BATCH", 300)

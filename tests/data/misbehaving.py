@@ -6,52 +6,17 @@ Files are on a second host to which it redirects, as the hub does; both note wha
 import contextlib
 import hashlib
 import json
-import os
-import subprocess
-import sys
 import threading
 import time
 from collections import Counter, deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 PIECE = 1 << 14  # bytes sent at a time
-
-PROGRAM = """
-import json, pickle, signal, sys, time
-from dataclasses import asdict
-from pathlib import Path
-from overnight.data.downloads import Downloads
-from overnight.data.hub import list_files
-from overnight.errors import UserError
-from overnight.terminal import Status
-
-signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background begins without
-
-def there(folder):
-    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*")) if folder.exists() else []
-
-def read_all(listing, folder, status=None, first=0, **options):
-    "What `prepare` does: each file in turn, and then it goes. Their SHA-256."
-    import hashlib
-    with Downloads(listing, folder, first=first, base=0.01, **options) as downloads:
-        for number in range(first, len(listing.files)):
-            path = downloads.fetch(number, status)
-            print(hashlib.sha256(path.read_bytes()).hexdigest(), flush=True)
-            downloads.release(number)
-        print(downloads.done_bytes)
-
-try:
-    exec(sys.argv[1])
-except UserError as error:
-    print(f"{type(error).__name__}: {error}", file=sys.stderr)
-    sys.exit(error.code)
-"""
 
 
 @dataclass
@@ -289,20 +254,3 @@ class Storage(Handler):
             self.state.over.wait(60)
         self.close_connection = self.close_connection or act in ("drop", "hang")
         return None
-
-
-def begin_process(hub: Misbehaving, code: str, folder: Path, **more: str) -> subprocess.Popen[str]:
-    """PROGRAM with `code`, in a process of its own: huggingface_hub reads the environment when imported."""
-    environment = {
-        name: value
-        for name, value in os.environ.items()
-        if not name.startswith("HF_") and "proxy" not in name.lower()
-    } | {"HF_ENDPOINT": hub.endpoint, "HF_HOME": str(folder / "home"), "HF_HUB_DOWNLOAD_TIMEOUT": "1"}
-    return subprocess.Popen(
-        [sys.executable, "-c", PROGRAM, code],
-        cwd=folder,
-        env=environment | more,
-        text=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-    )

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.data.misbehaving import COMMIT, Misbehaving, Repository, begin_process, serve
+from tests.data.downloading import begin_process
+from tests.data.misbehaving import COMMIT, Misbehaving, Repository, serve
 
 from overnight.data.hub import Listing, Remote
 from overnight.errors import Failure
