@@ -25,7 +25,8 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent.parent))  # for tests/fuzzing.py
 
-from common import save
+from common import machine, save
+from tables import RESULTS
 
 SECONDS = 10.0  # a case
 ROOM = 2 << 30  # bytes of memory beyond those of a reader that has read one sound file
@@ -171,6 +172,13 @@ def follow(
             print(f"{name}: {done}, {left:.0f} s left", flush=True)
 
 
+def kept(cases: int, seed: int) -> dict[str, Any]:
+    """The figures of readers that are not asked for now, of a run of as many cases."""
+    path = RESULTS / "fuzz.json"
+    found = json.loads(path.read_text())["figures"] if path.exists() else {}
+    return found["readers"] if (found.get("cases"), found.get("seed")) == (cases, seed) else {}
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -194,7 +202,9 @@ def main() -> int:
     names = asked.readers or known
     with ThreadPoolExecutor(asked.jobs) as pool:
         results = list(pool.map(lambda name: fuzz(name, asked.cases, asked.seed, asked.failures), names))
-    figures = dict(zip(names, results, strict=True))
+    commit = machine()["git"]
+    figures = {name: one | {"git": commit} for name, one in zip(names, results, strict=True)}
+    figures = kept(asked.cases, asked.seed) | figures if asked.readers else figures
     save("fuzz", {"cases": asked.cases, "seed": asked.seed, "readers": figures})
     return 1 if any(one["escaped"] for one in results) else 0
 

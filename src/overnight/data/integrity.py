@@ -111,9 +111,11 @@ class Integrity:
                 except OSError as error:
                     self.problem = self.problem or f"the shard {path} cannot be read: {reason(error)}."
                     return
-                if self.problem or self._over.is_set():
+                if self._over.is_set():
                     return
                 self._judge(path, before, digest)
+                if self.problem:
+                    return
             self._over.wait(max(1.0, PASS_EVERY - (time.monotonic() - began)))
 
     def _hash_slowly(self, path: Path) -> str:

@@ -218,7 +218,7 @@ def read_rows(file: IO[bytes], path: Path) -> Iterator[Piece]:
                 row = first + batch.num_rows - 1
     except UnicodeDecodeError:
         raise not_utf8(path, f"row {row:,}") from None
-    except (ValueError, MemoryError, NotImplementedError) as error:  # what pyarrow's own errors are
+    except (ValueError, LookupError, MemoryError, NotImplementedError) as error:  # what pyarrow's own are
         raise damaged(path, error) from None
 
 
@@ -238,9 +238,13 @@ def only_nulls(group: Any) -> bool:
 
 
 def text_column(group: Any) -> Any:
-    """What a row group's metadata say of the column "text"."""
-    columns = map(group.column, range(group.num_columns))
-    return next(column for column in columns if column.path_in_schema == "text")
+    """What a row group's metadata say of the column "text". Raises ValueError where that is something else
+    than the schema's: asked for statistics of another type, pyarrow would end the process."""
+    for number in range(group.num_columns):
+        column = group.column(number)
+        if column.path_in_schema == "text" and column.physical_type == "BYTE_ARRAY":
+            return column
+    raise ValueError('a row group has no column "text" of strings')
 
 
 def pieces(text: str) -> Iterator[Piece]:
