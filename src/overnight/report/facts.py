@@ -267,6 +267,10 @@ TROUBLE = {
     "nonfinite": ("update that was not finite", "updates that were not finite"),
     "gone_back": ("return to an earlier checkpoint", "returns to an earlier checkpoint"),
     "save_failed": ("save that failed", "saves that failed"),
+    "records_mended": (
+        "change of its records by another program",
+        "changes of its records by other programs",
+    ),
     "unusual_loss": ("validation outside its recipe's band", "validations outside their recipe's band"),
     "preempted": ("preemption", "preemptions"),
     "interrupted": ("interruption", "interruptions"),

@@ -179,7 +179,7 @@ def warnings(run: Run, now: datetime) -> Iterator[Sentence]:
         )
         yield Sentence("bad", f"Step {unusual[-1]['step']:,}: {what}")
     if happened := trouble(run):
-        grave = {"nonfinite", "gone_back", "save_failed", "unusual_loss"}
+        grave = {"nonfinite", "gone_back", "save_failed", "records_mended", "unusual_loss"}
         tone: Tone = "warning" if history.events_named(*grave) else "plain"
         yield Sentence(tone, f"On the way: {', '.join(happened)}.")
     elif history.step:
