@@ -189,8 +189,6 @@ FOUND: list[tuple[str, str, Callable[[bytes], bytes]]] = [
         lambda valid: valid.replace(b'Id="9"', b'Id="8"').replace(b'"999"', b'"7"'),
     ),
     ("no encoding", "stackexchange", lambda valid: valid.replace(b"utf-8", b"uvf-8")),
-    ("no database", "stackexchange-database", lambda valid: b"no database"),
-    ("half a database", "stackexchange-database", lambda valid: valid[:4096]),
 ]
 
 

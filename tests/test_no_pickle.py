@@ -17,6 +17,7 @@ import zstandard
 from tests import fuzz_data, fuzz_models, fuzz_text, fuzz_weights
 from tests.conftest import TINY, Outcome
 
+from overnight.data import stackexchange
 from overnight.data.cluster import Finish
 from overnight.errors import UserError
 
@@ -255,11 +256,11 @@ def test_in_parts_of_many_machines(suffix: str, form: tuple[str, bytes], tmp_pat
 def test_in_a_database_of_posts(form: tuple[str, bytes], tmp_path: Path) -> None:
     path = fuzz_text.make_database(tmp_path)
     path.write_bytes(form[1])
-    with pytest.raises(UserError, match="damaged"):
-        fuzz_text.read_database(path)
+    fuzz_text.read_database(path)  # collected anew
     path.unlink()
     connection = sqlite3.connect(path)
-    connection.execute("CREATE TABLE posts (question, kind, score, id, title, body, licence, date)")
+    connection.execute(stackexchange.TABLE)
+    connection.execute(stackexchange.INDEX)
     connection.execute("INSERT INTO posts VALUES (1, 1, 0, 1, 'x', ?, 'x', 'x')", (form[1],))
     connection.commit()
     connection.close()

@@ -11,11 +11,13 @@ from overnight.visible import visible
 
 OVERRIDES = {"LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"}  # Unicode's bidirectional classes
 MARKS = "\u061c\u200e\u200f\u2028\u2029"  # more direction marks; separators of lines and paragraphs
+WITHOUT_WIDTH = "\xad\u180e\u200b\u2060\u2061\u2062\u2063\u2064\ufeff"
 
 
 def is_command(character: str) -> bool:
     control = unicodedata.category(character) == "Cc" and character not in "\n\t"
-    return control or unicodedata.bidirectional(character) in OVERRIDES or character in MARKS
+    unseen = character in WITHOUT_WIDTH or 0xE0000 <= ord(character) < 0xE0080
+    return control or unseen or unicodedata.bidirectional(character) in OVERRIDES or character in MARKS
 
 
 @given(st.text() | st.text(st.characters(categories=["Cc", "Cf"])))
@@ -29,7 +31,8 @@ def test_no_command_reaches_the_terminal_and_all_else_does(text: str) -> None:
 
 def test_every_command_character_is_replaced() -> None:
     commands = [chr(code) for code in range(0x110000) if is_command(chr(code))]
-    assert len(commands) == 65 - 2 + 9 + 5  # C0, DEL and C1 but newline and tab; the overrides; the marks
+    # C0, DEL and C1 but newline and tab; the overrides; the marks; without width; tags
+    assert len(commands) == 65 - 2 + 9 + 5 + 9 + 128
     assert not set(visible("".join(commands))) & set(commands)
 
 

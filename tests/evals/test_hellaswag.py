@@ -117,7 +117,7 @@ GOOD = {"activity_label": "a", "ctx_a": "b", "ctx_b": "", "ctx": "b", "endings":
         (json.dumps(GOOD | {"endings": ["a", "b", "c", ""]}), '"endings" are not 4 strings'),
         (json.dumps(GOOD | {"endings": 4}), '"endings" are not 4 strings'),
         (json.dumps(GOOD | {"label": 4}), '"label" is 4, not 0 to 3'),
-        (json.dumps(GOOD | {"label": ""}), "\"label\" is '', not 0 to 3"),
+        (json.dumps(GOOD | {"label": ""}), '"label" is "", not 0 to 3'),
         (b"\xff\xfe".decode("latin-1"), "is not JSON"),
     ],
 )

@@ -110,8 +110,12 @@ class Run:
         if self.data is None or not 0 < predicted <= min(XZ_MOST, len(self.data.split("val")) - 1):
             return None
         if predicted not in self._xz:  # it takes a second for a megabyte
-            self._xz[predicted] = xz_bits_per_byte(self.data, int(predicted))
-        return self._xz[predicted]
+            try:
+                self.data.verify("val")
+                self._xz[predicted] = xz_bits_per_byte(self.data, int(predicted))
+            except UserError as error:
+                self.problems += [told] if (told := str(error)) not in self.problems else []
+        return self._xz.get(predicted)
 
     def state(self, now: datetime | None = None) -> str:
         """complete, training, stopped (it said so), gave up, or silent (ended without a word)."""
@@ -220,7 +224,6 @@ def data_of(path: Path, config: Config, fingerprint: Any) -> Data:
     found = [Data(place) for place in dict.fromkeys(here) if (place / MANIFEST).is_file()]
     for data in found:
         if fingerprint in (None, data.fingerprint):
-            data.verify("val")  # what is said of its text is computed from it
             return data
     if found:
         told = f"{found[0].folder} is not the data that the run was trained on (fingerprints differ)."
