@@ -160,10 +160,8 @@ class Records:
 
     def write_again(self) -> None:
         """Make the file again where its folder was moved or deleted: the open file still has the content."""
-        self.path.unlink(missing_ok=True)  # of a try that the disk had no room for
         self._file.seek(0)
-        with open_new(self.path) as copy:
-            shutil.copyfileobj(self._file, copy, PIECE)
+        write_synced(self.path, self._file.read())
         self._reopen()
 
     def close(self) -> None:

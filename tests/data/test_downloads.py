@@ -21,6 +21,16 @@ def test_the_files_come_whole_in_order_and_go_when_released(
     assert not (tmp_path / "downloads").exists()
 
 
+def test_a_link_among_the_folders_is_refused(hub: Misbehaving, run: Run, tmp_path: Path) -> None:
+    (tmp_path / "treasure").mkdir()
+    (tmp_path / "downloads").mkdir()
+    (tmp_path / "downloads" / "data").symlink_to(tmp_path / "treasure")
+    done = run()
+    assert done.returncode != 0
+    assert "it is a symbolic link" in done.stderr
+    assert not any((tmp_path / "treasure").iterdir())
+
+
 def test_several_files_at_once_and_no_more_than_allowed(
     hub: Misbehaving, run: Run, files: dict[str, bytes], tmp_path: Path
 ) -> None:

@@ -131,7 +131,7 @@ def test_figures_that_the_checkpoint_does_not_vouch_for_are_left_out(cli: Cli, r
     (run / "records.jsonl").write_text(content.replace('"loss": ', '"loss": 1', 1))
     outcome = cli("export", "runs/x", "--to", "hf", "--out", "out")
     assert outcome.code == 0, outcome.err
-    assert "The model card has no figures: records.jsonl is not what was recorded" in outcome.err
+    assert "vouches for other records (records.jsonl is not what was recorded)" in outcome.err
     assert "validation loss" not in Path("out/README.md").read_text()
 
 

@@ -16,7 +16,7 @@ from typing import IO
 
 from overnight.data.hub import Listing, Remote
 from overnight.errors import Failure
-from overnight.files import clear_disk_errors, open_real, sha256_file, sync
+from overnight.files import clear_disk_errors, open_real, sha256_file, subfolder, sync
 from overnight.hub import Broken, Patience, persist, quiet
 from overnight.terminal import Status, duration, size
 
@@ -249,7 +249,10 @@ class Downloads:
     def _open(self, partial: Path) -> IO[bytes]:
         """A part, to go on with. Locked, because `release` takes empty folders away."""
         with self._changed:
-            partial.parent.mkdir(parents=True, exist_ok=True)
+            folder = self.folder
+            folder.mkdir(parents=True, exist_ok=True)
+            for name in partial.parent.relative_to(folder).parts:
+                folder = subfolder(folder, name)
             return BufferedRandom(open_real(partial))  # type: ignore[arg-type]
 
 

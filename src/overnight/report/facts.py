@@ -114,7 +114,8 @@ class Run:
                 self.data.verify("val")
                 self._xz[predicted] = xz_bits_per_byte(self.data, int(predicted))
             except UserError as error:
-                self.problems += [told] if (told := str(error)) not in self.problems else []
+                if str(error) not in self.problems:
+                    self.problems.append(str(error))
         return self._xz.get(predicted)
 
     def state(self, now: datetime | None = None) -> str:
@@ -182,8 +183,11 @@ def refresh(run: Run) -> Run:
         run.history = run.history.update()
     except OSError as error:
         run.problems.append(f"{run.path / records.FILE} cannot be read: {reason(error)}.")
-    if problem := disowned(run):
-        run.problems.append(f"The newest checkpoint vouches for other records ({problem}).")
+    try:
+        if problem := unvouched(run):
+            run.problems.append(f"The newest checkpoint vouches for other records ({problem}).")
+    except (OSError, Failure) as error:
+        run.problems.append(f"The records cannot be compared with the newest checkpoint: {reason(error)}.")
     try:
         run.config, run.extra = runs.read_config(run.path)
     except UserError as error:
@@ -204,18 +208,15 @@ def refresh(run: Run) -> Run:
     return run
 
 
-def disowned(run: Run) -> str:
-    """How the records differ from those that the newest checkpoint vouches for; "" where they do not."""
-    try:
-        state, _ = saved.newest_sound(run.path, names=())
-        if state is None:
-            return ""
-        key = f"{state.records_bytes} {state.records_sha256}"
-        if key not in run._vouched:  # a report that is followed asks every few seconds
-            run._vouched[key] = records.problem(run.path, state.records_bytes, state.records_sha256)
-        return run._vouched[key]
-    except (OSError, Failure) as error:
-        return reason(error)
+def unvouched(run: Run) -> str:
+    """How the records differ from those that the newest checkpoint vouches for; "" if they do not."""
+    state, _ = saved.newest_sound(run.path, names=())
+    if state is None:
+        return ""
+    key = f"{state.records_bytes} {state.records_sha256}"
+    if key not in run._vouched:  # a live report refreshes every few seconds
+        run._vouched[key] = records.problem(run.path, state.records_bytes, state.records_sha256)
+    return run._vouched[key]
 
 
 def data_of(path: Path, config: Config, fingerprint: Any) -> Data:

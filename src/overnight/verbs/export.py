@@ -79,7 +79,7 @@ def facts(loaded: "Loaded") -> dict[str, str]:
         return {}
     state = saved.check(saved.folder(loaded.run, loaded.step), names=())
     if problem := records.problem(loaded.run, state.records_bytes, state.records_sha256):
-        complain(f"The model card has no figures: {problem}, says the checkpoint.")
+        complain(f"The model card has no figures: the checkpoint vouches for other records ({problem}).")
         return {}
     newest: dict[str, dict] = {}
     for record in records.sound(loaded.run):
