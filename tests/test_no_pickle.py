@@ -102,7 +102,8 @@ def test_in_a_run(name: str, form: tuple[str, bytes], tmp_path: Path, cli: Calla
     target = run / name if (run / name).exists() else run / "checkpoints" / "step_00000001" / name
     assert cli(*model(run)).code == 0
     target.write_bytes(form[1])
-    for command in (model(run), ["inspect", run], ["eval", run], ["export", run, "--to", "hf", "--out", "x"]):
+    export = ["export", run, "--to", "hf", "--out", tmp_path / "exported"]
+    for command in (model(run), ["inspect", run], ["eval", run], export):
         done = cli(*command)
         if name == "config.json" and done.code == 0:  # the checkpoint has a copy
             assert "The copy in step_00000001 is used." in done.err

@@ -4,24 +4,15 @@ import socket
 import socketserver
 import sysconfig
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from tests.data.document_files import joined
 
 from overnight.data import documents
 from overnight.data.documents import Piece
 from overnight.errors import UserError
-
-
-def joined(pieces: Iterable[Piece]) -> list[str]:
-    """The documents that pieces are parts of."""
-    texts: list[str] = []
-    for piece in pieces:
-        if piece.first:
-            texts.append("")
-        texts[-1] += piece.text
-    return texts
 
 
 def read(path: Path) -> list[str]:
