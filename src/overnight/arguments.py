@@ -41,7 +41,7 @@ def parse(kind: type[T], prog: str, arguments: list[str], default: T | None = No
 
 
 def negation(word: str) -> str:
-    """--optim.no-fused for --no-optim.fused; other words as they are."""
+    """Return --optim.no-fused for --no-optim.fused, and any other word unchanged."""
     return re.sub(r"--no-((?:[\w-]+\.)+)", r"--\1no-", word)
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 MOST_VALUES = 4 << 20  # of a file; the tokenizer with the most merges (2**20) has 3.2 million
 
-# A string, also one that nothing closes, as a whole; or what stands before a value.
+# A whole string, even one without a closing quote; or a character that precedes a value.
 MARK = re.compile(rb'"(?:[^"\\]++|\\.)*+"?|[,\[{]', re.DOTALL)
 
 
@@ -20,15 +20,15 @@ class TooManyValues(ValueError):
 
 
 def parse(content: bytes, most_values: int = MOST_VALUES) -> Any:
-    """The value of a JSON text. Raises TooManyValues, ValueError where it is not JSON, and RecursionError
-    where it is nested too deep."""
-    at_most = sum(content.count(mark) for mark in (b",", b"[", b"{"))  # those inside strings included
+    """Parse a JSON text. Raises TooManyValues, ValueError if it is not JSON, and RecursionError if it is
+    nested too deep."""
+    at_most = sum(content.count(mark) for mark in (b",", b"[", b"{"))  # includes those inside strings
     if at_most > most_values and has_more(content, most_values):
         raise TooManyValues(f"it has over {most_values:,} values")
     return json.loads(content)
 
 
 def has_more(content: bytes, most_values: int) -> bool:
-    """Whether more values than that stand outside of strings."""
+    """Whether there are more than `most_values` values outside strings."""
     marks = (found for found in MARK.finditer(content) if content[found.start()] != ord('"'))
     return next(islice(marks, most_values, None), None) is not None

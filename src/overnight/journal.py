@@ -65,8 +65,8 @@ class Journal:
             self.records.sync(state.records_bytes)
 
     def mark(self, step: int, lock: Lock) -> tuple[int, str]:
-        """What a checkpoint vouches for: the size of the records and their SHA-256, after a look whether they
-        are still there."""
+        """Check that the records are still on the disk, then return their size in bytes and their SHA-256,
+        for a checkpoint to vouch for."""
         assert self.records
         try:
             problem = "" if lock.lost() or not self.run.is_dir() else self.records.mend()

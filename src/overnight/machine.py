@@ -37,7 +37,7 @@ def cpu_field(name: str) -> str:
 
 
 def signal_name(number: int) -> str:
-    """SIGKILL for 9; "signal 37" for one that has a number only."""
+    """Name of a signal: "SIGKILL" for 9, "signal 37" for one without a name."""
     try:
         return signal.Signals(number).name
     except ValueError:

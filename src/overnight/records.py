@@ -132,8 +132,8 @@ class Records:
         return self._size, self._sha256.hexdigest()
 
     def mend(self) -> str:
-        """Make the file whole where somebody deleted, replaced or cut it while it was open; what was wrong
-        with it, or "". What was cut off is gone."""
+        """Restore the file if another program deleted or replaced it while it was open. Returns what was
+        wrong with it, or "". Records that were cut off are lost."""
         own = os.fstat(self._file.fileno())
         try:
             found = os.stat(self.path)

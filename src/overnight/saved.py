@@ -1,4 +1,4 @@
-"""Which checkpoints a run has, and which of them are whole. Needs no torch: reports ask too."""
+"""Find the checkpoints of a run and verify them. Imports no torch, because reports use it too."""
 
 import re
 from collections.abc import Callable

@@ -78,6 +78,6 @@ def markdown_text(text: str) -> str:
 
 
 def as_json(value: Any) -> str:
-    """A value that a JSON file has, as it stands there, cut where it is long."""
+    """A value of a JSON file in JSON's notation (null, true), cut after 100 characters."""
     text = json.dumps(value, default=str)
     return text if len(text) <= 100 else f"{text[:100]} ..."

@@ -23,7 +23,7 @@ LOOK_EVERY = 1.0  # seconds between two comparisons of stamps
 SHARE = 0.01  # of one processor's time, at most, goes into hashing
 PASS_EVERY = 3600.0  # seconds from the start of one pass over all shards to the next
 PIECE = 1 << 20  # bytes
-AT_ONCE = 256 << 20  # bytes that a run stays for at its end
+AT_ONCE = 256 << 20  # bytes that are compared at the end of a run
 
 Stamp = tuple[int, int, int, int]
 
@@ -60,8 +60,9 @@ class Integrity:
         self._settle(self._val)
 
     def settle_rest(self) -> tuple[int, int]:
-        """At the end of a run: compare the shards that the background has not come to, where they are small;
-        how many of all shards were compared. Raises ChangedData."""
+        """At the end of a run, compare the shards that the background thread has not compared yet, unless
+        they have more than AT_ONCE bytes. Returns the number of compared shards and of all shards. Raises
+        ChangedData."""
         rest = {path: found for path, found in self._stamps.items() if path not in self._hashed}
         size = sum(found[0] for found in rest.values() if found)
         self._settle(rest if size <= AT_ONCE else ())

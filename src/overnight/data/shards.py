@@ -84,8 +84,8 @@ class Shard:
 
 
 RESTORE = (
-    "Restore it, or prepare the data again; then run the same command: it goes on from the newest "
-    "checkpoint, or begins again where there is none yet."
+    "Restore it, or prepare the data again. Then run the same command: it resumes from the newest "
+    "checkpoint, or starts from scratch if the run has none yet."
 )
 
 

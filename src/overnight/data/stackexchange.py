@@ -129,8 +129,8 @@ class Dump(Source):
 
 
 def is_collected(database: Path) -> bool:
-    """Whether this is what `collect` made, as far as its tables tell: a view in their place could compute
-    without end, and a link lead elsewhere."""
+    """Whether the file is a database with the table and index of `collect`. Anything else is collected again:
+    a view could compute forever, and a link could point to another file."""
     if database.is_symlink() or not database.is_file():
         return False
     try:

@@ -24,12 +24,12 @@ from overnight.serve.live import Live
 from overnight.serve.log import bounded, unhandled
 from overnight.visible import one_line
 
-QUEUE = 512  # connections that the system keeps until they are accepted
+QUEUE = 512  # connections waiting to be accepted
 GRACE = 3  # seconds for answers that are under way
 
 
 class Server(uvicorn.Server):
-    """uvicorn's; connections that come in a burst wait to be accepted (beyond the queue, for a second)."""
+    """uvicorn's server with a longer queue: a connection that finds it full is retried after a second."""
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
