@@ -1,5 +1,4 @@
-"""nanoGPT's ckpt.pt: a pickled dictionary, read with `weights_only`, which builds tensors and plain data and
-runs nothing.
+"""nanoGPT's ckpt.pt: a dictionary as torch.save writes it, read without loading its pickle.
 
 nanoGPT computes the exact GELU and may have no biases; a compiled model's names begin with `_orig_mod.`. Of
 a vocabulary padded to 50,304 it uses every row in its loss, so all rows are in use here too.
@@ -7,8 +6,6 @@ a vocabulary padded to 50,304 it uses every row in its loss, so all rows are in 
 
 import re
 import reprlib
-import warnings
-import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +16,7 @@ from overnight.config import ModelConfig
 from overnight.data import tokens
 from overnight.errors import UserError
 from overnight.weights.tensors import LARGEST, Weights, check
+from overnight.weights.torch_file import Stored, TorchFile
 
 SIZES = ("n_layer", "n_head", "n_embd", "block_size", "vocab_size")
 GPT2_ROWS = (50_257, 50_304)
@@ -29,29 +27,21 @@ def read(path: Path) -> Weights:
     """The weights of a checkpoint. Raises UserError for what is none, naming the field or tensor."""
     if not path.is_file():
         raise UserError(f"there is no file {path}.")
-    check_packing(path)
-    try:
-        with warnings.catch_warnings(action="ignore"):  # of what is refused
-            saved = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # bytes that are no checkpoint fail in many ways
-        if type(error).__name__ != "UnpicklingError":
-            raise UserError(f"{path} is damaged or no checkpoint of torch.") from None
-        what = re.search(r"GLOBAL ([\w.]+)", str(error))
-        named = f" (it asks for {what[1]})" if what else ""
-        raise UserError(f"{path} holds more than tensors and plain data{named}: it is not loaded.") from None
-    config = model_config(saved, path)
     tensors: dict[str, Tensor] = {}
-    room = path.stat().st_size
-    for name, tensor in saved["model"].items():
-        if not isinstance(name, str) or not plain(tensor):
-            raise UserError(f"{path}: {reprlib.repr(name)} in its model is no tensor of floating point.")
-        # A view can claim any size of a small storage, and would be copied out to it.
-        room -= 0 if name.endswith("lm_head.weight") else tensor.numel() * tensor.element_size()
-        if room < 0:
-            raise UserError(f"{path} is damaged: {name} is larger than the file.")
-        ours = name.removeprefix("_orig_mod.").removeprefix("transformer.")
-        if not MASK.search(ours):
-            tensors[ours] = tensor.float().contiguous()
+    with TorchFile(path) as file:
+        config = model_config(file.saved, path)
+        room = path.stat().st_size
+        for name, stored in file.saved["model"].items():
+            numbers = isinstance(stored, Stored) and stored.dtype.is_floating_point
+            if not isinstance(name, str) or not numbers:
+                raise UserError(f"{path}: {reprlib.repr(name)} in its model is no tensor of floating point.")
+            # A view can claim any size of a small storage, and would be copied out to it.
+            room -= 0 if name.endswith("lm_head.weight") else stored.n_bytes
+            if room < 0:
+                raise UserError(f"{path} is damaged: {name} is larger than the file.")
+            ours = name.removeprefix("_orig_mod.").removeprefix("transformer.")
+            if not MASK.search(ours):
+                tensors[ours] = file.tensor(name, stored).float().contiguous()
     head = tensors.pop("lm_head.weight", None)
     check({name: tuple(tensor.shape) for name, tensor in tensors.items()}, config, path)
     if head is not None and not torch.equal(head, tensors["wte.weight"]):
@@ -59,30 +49,6 @@ def read(path: Path) -> Weights:
     assert isinstance(config.vocab_size, int)
     gpt2 = tokens.gpt2() if config.vocab_size in GPT2_ROWS else None
     return Weights(config, tensors, gpt2, config.vocab_size)
-
-
-def check_packing(path: Path) -> None:
-    """Raise UserError for a zip file whose content is larger than itself: torch stores tensors unpacked."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            entries = archive.infolist()
-    except (OSError, ValueError, NotImplementedError, zipfile.BadZipFile):
-        return  # of an old version of torch, or damaged: torch says so
-    packed = any(entry.compress_type != zipfile.ZIP_STORED for entry in entries)
-    if packed or sum(entry.file_size for entry in entries) > path.stat().st_size:
-        raise UserError(
-            f"{path} is not a checkpoint of torch: what is in it is packed (torch packs nothing)."
-        )
-
-
-def plain(value: Any) -> bool:
-    """Whether it is a tensor as nanoGPT has them: numbers of floating point in memory, all of them there."""
-    return (
-        isinstance(value, Tensor)
-        and value.is_floating_point()
-        and value.layout == torch.strided
-        and value.device.type == "cpu"
-    )
 
 
 def model_config(saved: Any, path: Path) -> ModelConfig:
