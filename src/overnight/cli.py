@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from io import TextIOWrapper
 
 from overnight.errors import DONE, FAILURE, INTERRUPTED, SAVED, WRONG_INPUT, Preempted, UserError, near
+from overnight.search_path import leave_out_current_folder
 from overnight.terminal import complain, say
 
 # What a path may be that an option or a file gives; what may be wrong with the disk or the system.
@@ -31,6 +32,7 @@ VERBS = {
 
 def main() -> None:
     """Entry point of the command."""
+    leave_out_current_folder()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):  # text that the terminal's encoding lacks is shown, not fatal
             stream.reconfigure(errors="backslashreplace")
