@@ -114,6 +114,17 @@ def test_a_fifo_among_the_leftovers_is_removed(run: Path) -> None:
     assert [path.name for path in (run / "checkpoints").iterdir()] == ["step_00000002"]
 
 
+@pytest.mark.parametrize("target", ["nothing", "somewhere"])
+def test_a_link_at_the_name_of_the_next_checkpoint_gives_way(run: Path, tmp_path: Path, target: str) -> None:
+    (tmp_path / "somewhere").mkdir()
+    (run / "checkpoints").mkdir(parents=True)
+    (run / "checkpoints" / "step_00000002").symlink_to(tmp_path / target)
+    publish(run, *made(2), state(2))
+    assert not folder(run, 2).is_symlink()
+    assert check(folder(run, 2)).step == 2
+    assert not any((tmp_path / "somewhere").iterdir())
+
+
 def test_only_folders_of_a_checkpoints_name_are_checkpoints(run: Path) -> None:
     names = "step_00000001 step_123456789 .step_00000002 step_3 step_0000000x damaged_step_00000004_1".split()
     for name in names:

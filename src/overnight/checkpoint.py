@@ -60,7 +60,8 @@ def publish(
             OPTIMIZER: write_tensors(optimizer, hidden / OPTIMIZER),
         }
         write_synced(hidden / STATE, sealed(asdict(state) | {"sha256": checksums}))
-        if target.exists():  # renamed the last time, but then syncing the folder's names failed
+        # Renamed the last time, but then syncing the folder's names failed; or a link that leads nowhere.
+        if os.path.lexists(target):
             os.rename(target, hidden.with_name(f"{hidden.name}.removed"))
         os.rename(hidden, target)
     except BaseException:

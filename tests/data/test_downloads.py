@@ -4,6 +4,7 @@ import json
 import threading
 from pathlib import Path
 
+import pytest
 from tests.data.downloading import FIRST, NAME, SECOND, Run, files, hashes, hub, run, start
 from tests.data.misbehaving import COMMIT, Misbehaving
 
@@ -21,14 +22,22 @@ def test_the_files_come_whole_in_order_and_go_when_released(
     assert not (tmp_path / "downloads").exists()
 
 
-def test_a_link_among_the_folders_is_refused(hub: Misbehaving, run: Run, tmp_path: Path) -> None:
-    (tmp_path / "treasure").mkdir()
-    (tmp_path / "downloads").mkdir()
-    (tmp_path / "downloads" / "data").symlink_to(tmp_path / "treasure")
+@pytest.mark.parametrize("link", ["downloads", "downloads/data"])
+def test_a_link_among_the_folders_is_refused(hub: Misbehaving, run: Run, tmp_path: Path, link: str) -> None:
+    mine = [
+        tmp_path / "treasure" / Path("downloads", path).relative_to(link)
+        for path in hub.repositories[NAME].files
+    ]
+    for path in mine:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("mine")
+    (tmp_path / link).parent.mkdir(exist_ok=True)
+    (tmp_path / link).symlink_to(tmp_path / "treasure")
     done = run()
     assert done.returncode != 0
     assert "it is a symbolic link" in done.stderr
-    assert not any((tmp_path / "treasure").iterdir())
+    assert [path.read_text() for path in mine] == ["mine"] * len(mine)
+    assert sorted(path for path in (tmp_path / "treasure").rglob("*") if path.is_file()) == sorted(mine)
 
 
 def test_several_files_at_once_and_no_more_than_allowed(

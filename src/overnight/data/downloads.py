@@ -4,6 +4,7 @@ Why not hf_hub_download: since huggingface_hub 1.0 it begins a broken download a
 gives up after a few tries. Here the part that is on the disk is continued, also after a kill.
 """
 
+import errno
 import os
 import re
 import threading
@@ -110,8 +111,13 @@ class Downloads:
         self.close()
 
     def path(self, number: int) -> Path:
-        """Where file `number` is when it is there."""
-        return self.folder / self.listing.files[number].path
+        """Where file `number` is when it is there. Raises OSError where a folder of it is a symbolic link,
+        because what is removed or replaced there would not be ours."""
+        path = self.folder / self.listing.files[number].path
+        for folder in path.parents[: len(path.relative_to(self.folder).parts)]:
+            if folder.is_symlink():
+                raise OSError(errno.ELOOP, "it is a symbolic link", str(folder))
+        return path
 
     def _partial(self, path: Path) -> Path:
         """Where it grows. The commit is in the name: parts of two versions are never put together."""
