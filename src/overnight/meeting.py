@@ -53,7 +53,9 @@ def beats(rank: int, size: int, timeout: timedelta) -> tuple[Exchange, list[str]
         return in_file(Path(place) / BEATS, rank, size), [socket.gethostname()] * size
     own = connected(place, timeout)  # a connection of its own: a store serves one thread at a time
     own.set(f"host/{rank}", socket.gethostname())
-    return in_store(own, rank, size), [own.get(f"host/{other}").decode() for other in range(size)]
+    return in_store(own, rank, size), [
+        own.get(f"host/{other}").decode("utf-8", "replace") for other in range(size)
+    ]
 
 
 def place_of_ranks() -> tuple[str, str]:

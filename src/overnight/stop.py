@@ -19,6 +19,7 @@ from typing import NoReturn
 from overnight.errors import FAILURE, INTERRUPTED, LostRank, Preempted, UserError
 from overnight.launcher_folder import launcher_is_gone
 from overnight.terminal import show
+from overnight.visible import visible
 
 STOP_FOLDER = "OVERNIGHT_STOP_FOLDER"  # where `train --processes` and its ranks meet
 # Files in there: what to do; why ranks that begin again need not.
@@ -188,7 +189,7 @@ def acknowledge(what: str) -> None:
 def leave(code: int, why: str) -> NoReturn:
     """End this process between two instructions, as a kill would: what is on the disk is always whole."""
     try:  # not `print`: a signal may have come inside one, and nobody may be there to read
-        os.write(2, f"overnight: {why}\n".encode() if why else b"")
+        os.write(2, f"overnight: {visible(why)}\n".encode() if why else b"")
     finally:
         os._exit(code)
 

@@ -96,10 +96,11 @@ def test_a_killed_prepare_leaves_no_workers_behind(novel: str, tmp_path: Path) -
 def test_an_interrupted_prepare_says_how_to_go_on(
     stop: Callable[[int, int], None], number: int, code: int, says: str, novel: str, tmp_path: Path
 ) -> None:
-    out = tmp_path / "new" / "data"
+    out = tmp_path / "new" / "red\x1b[31m"  # which must not turn the terminal red
     with started(novel, out, writing(out)) as process:
         stop(process.pid, number)
-        kept = f"What is done is kept in {out.parent}/.data.partial: the same command goes on from there.\n"
+        partial = f"{out.parent}/.red\u241b[31m.partial"
+        kept = f"What is done is kept in {partial}: the same command goes on from there.\n"
         assert process.communicate(timeout=30) == ("", f"{kept}overnight: {says}\n")
         assert process.returncode == code
     assert prepare(novel, out, "gpt2", 2, 10**8).manifest.documents == 1

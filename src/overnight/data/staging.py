@@ -4,7 +4,6 @@ import contextlib
 import os
 import shutil
 import signal
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ from typing import Any
 from overnight.data.manifest import MANIFEST, TOKENIZER, Data
 from overnight.errors import SAVED, Failure, UserError
 from overnight.files import read_json, sync
-from overnight.terminal import show
+from overnight.terminal import complain
 
 PROGRESS = "progress.json"  # how far it has come: written by `prepare`, gone from the finished folder
 SCRATCH = "scratch"  # a folder for what a source has to keep while it is read
@@ -99,7 +98,7 @@ def staging(out: Path, request: dict[str, Any]) -> Iterator[Path]:
     except BaseException as error:
         worth = (folder / PROGRESS).exists() or (folder / SCRATCH).exists()
         if worth and (isinstance(error, Failure | Stopped) or not isinstance(error, UserError)):
-            show(f"What is done is kept in {folder}: the same command goes on from there.\n", sys.stderr)
+            complain(f"What is done is kept in {folder}: the same command goes on from there.")
         else:
             shutil.rmtree(folder, ignore_errors=True)
             for parent in made:  # nothing is left behind, not even empty folders
