@@ -158,6 +158,8 @@ class SeveralMachines(Rendezvous):
 
     def num_nodes_waiting(self) -> int:
         """How many nodes were started again since the current round began."""
+        if self.store is None:
+            return 0
         try:
             store = self.connected()
             if (announced := store.add("announced", 0)) == self.announced:
@@ -165,7 +167,9 @@ class SeveralMachines(Rendezvous):
             self.announced = announced
             words = store.multi_get([self.key(node) for node in range(self.nodes)])
             before = self.current(store)[1]
-        except dist.DistError:  # lost with node 0: the ranks notice, and then `next_rendezvous`
+        except dist.DistError:  # lost with node 0: the ranks notice, and `next_rendezvous` connects again
+            if self.node > 0:
+                self.store = None  # torch complains at length of every use of a broken connection
             return 0
         return sum(new.decode("ascii", "replace") != old for new, old in zip(words, before, strict=True))
 
