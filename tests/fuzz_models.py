@@ -102,7 +102,7 @@ def make_run(folder: Path, model: ModelConfig = MODEL) -> Path:
 def read_run(path: Path) -> None:
     """What sample, eval and inspect read of a run."""
     run = next(parent for parent in path.parents if parent.name == "run")
-    weights, config = resolve.of_checkpoint(saved.folder(run, 1), UNVOUCHED)
+    weights, config, _ = resolve.of_checkpoint(saved.folder(run, 1), UNVOUCHED)
     assert all(type(value) is not dict for _, value in fields_of(config))
     use(weights)
 

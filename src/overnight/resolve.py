@@ -50,7 +50,9 @@ class Loaded:
     run: Path | None = None
     step: int | None = None
     damaged: tuple[str, ...] = ()
-    """What is wrong with newer checkpoints of the run."""
+    """What is wrong with newer checkpoints of the run, and with its config."""
+    data: str = ""
+    """Fingerprint of the data that the run was trained on."""
 
 
 def split_step(name: str) -> tuple[str, str]:
@@ -101,9 +103,10 @@ def of_others(name: str) -> tuple[Weights, str]:
     return hf.read(folder), f"hf:{pinned}"
 
 
-def of_checkpoint(folder: Path, state: State) -> tuple[Weights, Config]:
-    """The weights in a run's checkpoint, and the run's config. What the checkpoint was saved with counts:
-    raises UserError for another tokenizer, and says so where config.json is not usable."""
+def of_checkpoint(folder: Path, state: State) -> tuple[Weights, Config, str]:
+    """The weights in a run's checkpoint, the run's config, and what is wrong with config.json, or "". What
+    the checkpoint was saved with counts: raises UserError for another tokenizer, and says so where its copy
+    of the config is used."""
     run = folder.parent.parent
     config, _, problem = vouched_config(run, state.config)
     if problem:
@@ -116,7 +119,7 @@ def of_checkpoint(folder: Path, state: State) -> tuple[Weights, Config]:
         )
     tensors = checkpoint.read_tensors(folder / saved.WEIGHTS)
     check({name: tuple(tensor.shape) for name, tensor in tensors.items()}, config.model, folder)
-    return Weights(config.model, tensors, tokenizer, tokenizer.vocab_size), config
+    return Weights(config.model, tensors, tokenizer, tokenizer.vocab_size), config, problem
 
 
 def step_of(folder: Path) -> int:
@@ -134,12 +137,13 @@ def load(name: str, device: torch.device, tokenizer: str = "") -> Loaded:
         own = found.tokenizer or (tokens.load(Path(tokenizer)) if tokenizer else None)
         return Loaded(found.model().to(device), own, found, pinned, name)
     folder, state, wrong = checkpoint_of(name)
-    found, config = of_checkpoint(folder, state)
+    found, config, problem = of_checkpoint(folder, state)
     run, step = folder.parent.parent, step_of(folder)
     pinned = name if name.endswith(f"@{step}") else f"{name}@{step}"
     origin = f"{run} at step {step:,}"
     model = found.model().to(device)
-    return Loaded(model, found.tokenizer, found, pinned, origin, config, run, step, tuple(wrong))
+    damaged = (*wrong, *filter(None, [problem]))
+    return Loaded(model, found.tokenizer, found, pinned, origin, config, run, step, damaged, state.data)
 
 
 def tokenizer_name(name: str, tokenizer: Tokenizer) -> str:
@@ -149,6 +153,19 @@ def tokenizer_name(name: str, tokenizer: Tokenizer) -> str:
     if name.startswith("hf:"):
         return shell_path(Path(name.removeprefix("hf:")) / hf.TOKENIZER)
     return shell_path(existing(split_step(name)[0]) / TOKENIZER)
+
+
+def trained_on(loaded: Loaded, name: str) -> Data:
+    """The data that a run was trained on. Raises UserError where there is none, or other data by now."""
+    if loaded.config is None:
+        raise UserError(f"{name} comes without data: give --data DIR.")
+    data = Data(Path(loaded.config.data))
+    if data.fingerprint != loaded.data:
+        raise UserError(
+            f"{data.folder} is not the data that {loaded.origin} was trained on (fingerprints differ).",
+            "To evaluate on it nevertheless, give it as --data.",
+        )
+    return data
 
 
 def check_data(loaded: Loaded, data: Data) -> None:

@@ -5,12 +5,21 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from overnight.checks import fields_of
 from overnight.config import Config
 from overnight.described import from_dict
 from overnight.errors import UserError, near
 from overnight.files import read_json
 
 CONFIG, ENVIRONMENT, TOKENIZER = "config.json", "environment.json", "tokenizer.json"
+
+# What may differ when a run goes on; of steps, only more.
+FREE = {"steps", "eval_every", "val_tokens", "save_every", "sample_every", "keep", "device", "processes"}
+FREE |= {"max_minutes", "max_restarts", "verify", "profile", "track"}
+FREE |= {"hellaswag_every", "hellaswag_items", "hellaswag_file"}
+FREE |= {"micro_batch", "parallel", "train.max_bad_steps"}  # how a step is computed, not which
+FREE |= {"sample.prompt", "sample.count", "sample.length"}
+PLACES = {"data", "run"}  # names of folders: the data is compared by its content, the run is itself
 
 
 def run_path(name: str) -> Path:
@@ -36,19 +45,29 @@ def vouched_config(run: Path, saved: dict[str, Any]) -> tuple[Config, dict[str, 
     """The config of a run, what else config.json says, and what is wrong with that file, or "".
 
     saved: the checkpoint's copy of it, {} in earlier versions. The copy counts where the file is damaged or
-    describes another model than the checkpoint's. Raises UserError where there is no copy to take.
+    not of the checkpoint's run. Raises UserError where there is no copy to take.
     """
+    if not saved:
+        return *read_config(run), ""
+    vouched, told = parse_config(saved, "in the checkpoint")
     try:
         config, extra = read_config(run)
     except UserError as error:
-        if not saved:
-            raise
-        problem = str(error).splitlines()[0]
-    else:
-        if not saved or parse_config(saved, "in the checkpoint")[0].model == config.model:
-            return config, extra, ""
-        problem = f"{run / CONFIG} describes another model than the checkpoint."
-    return *parse_config(saved, "in the checkpoint"), problem
+        return vouched, told, str(error).splitlines()[0]
+    if vouched.model != config.model:
+        return vouched, told, f"{run / CONFIG} describes another model than the checkpoint."
+    auto = set(extra["auto"] or {}) | set(told["auto"] or {})
+    other = differing(config, vouched) - FREE - PLACES - auto
+    if other or extra["data_fingerprint"] != told["data_fingerprint"]:
+        why = ", ".join(sorted(other)) or "the data"
+        return vouched, told, f"{run / CONFIG} is of another run than the checkpoint: it differs in {why}."
+    return config, extra, ""
+
+
+def differing(config: Config, other: Config) -> set[str]:
+    """The names of the fields in which two configs differ."""
+    values = dict(fields_of(other))
+    return {name for name, value in fields_of(config) if value != values[name]}
 
 
 def existing(name: str) -> Path:

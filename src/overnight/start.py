@@ -28,14 +28,6 @@ from overnight.terminal import Status
 from overnight.weights.tensors import Weights
 from overnight.world import World, choose_compile, choose_precision, device_memory
 
-# What may differ when a run goes on; of steps, only more.
-FREE = {"steps", "eval_every", "val_tokens", "save_every", "sample_every", "keep", "device", "processes"}
-FREE |= {"max_minutes", "max_restarts", "verify", "profile", "track"}
-FREE |= {"hellaswag_every", "hellaswag_items", "hellaswag_file"}
-FREE |= {"micro_batch", "parallel", "train.max_bad_steps"}  # how a step is computed, not which
-FREE |= {"sample.prompt", "sample.count", "sample.length"}
-PLACES = {"data", "run"}  # names of folders: the data is compared by its content, the run is itself
-
 
 @dataclass(frozen=True)
 class Start:
@@ -209,7 +201,7 @@ def compare(old: Config, new: Config, auto: dict[str, Any], run: Path) -> dict[s
     """What differs between a run's config and the one it shall go on with; refused where it must not."""
     before, now = dict(fields_of(old)), dict(fields_of(new))
     changes = {name: [before[name], now[name]] for name in now if before[name] != now[name]}
-    free = FREE | PLACES | set(auto)
+    free = runs.FREE | runs.PLACES | set(auto)
     refused = [
         f"{name.replace('_', '-')} {was} -> {is_now}"
         for name, (was, is_now) in changes.items()
@@ -220,7 +212,7 @@ def compare(old: Config, new: Config, auto: dict[str, Any], run: Path) -> dict[s
             f"{run} exists with another config: {', '.join(refused)}.",
             "Give its own values to go on (steps may only grow), or choose another --run.",
         )
-    return {name: change for name, change in changes.items() if name not in PLACES}
+    return {name: change for name, change in changes.items() if name not in runs.PLACES}
 
 
 def begin(start: Start, lock: Lock) -> Start:

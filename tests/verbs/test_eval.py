@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.editing import edit
 
 Cli = Callable[..., Any]
 
@@ -35,3 +36,41 @@ def test_eval_shows_the_same_numbers_in_a_table(run: Path, cli: Cli, data_folder
         assert f" {numbers['bits_per_byte']:.4f} " in table.out
         assert f"{numbers['tokens']:,} tokens" in table.out
         assert "--val-tokens" not in options or numbers["tokens"] == 100
+
+
+def test_other_data_at_the_place_of_the_runs_is_refused(
+    run: Path, cli: Cli, other_data: Path, tmp_path: Path
+) -> None:
+    edit(run / "config.json", lambda config: config.update(data=str(other_data)))  # the name may change
+    done = cli("eval", "x", "--device", "cpu")
+    assert done.code == 2
+    assert "is not the data that runs/x at step 4 was trained on (fingerprints differ)" in done.err
+    assert cli("eval", "x", "--data", other_data, "--device", "cpu").code == 0
+
+
+@pytest.mark.parametrize(
+    ("change", "differs"),
+    [
+        ({"seed": 7}, "seed"),
+        ({"data_fingerprint": "ab" * 32}, "the data"),
+        ({"optim": {"lr": 0.5}}, "optim.lr"),
+    ],
+)
+def test_the_config_of_another_run_is_not_used(
+    run: Path, cli: Cli, change: dict[str, Any], differs: str
+) -> None:
+    expected = json.loads(cli("eval", "x", "--json", "--device", "cpu").out)
+
+    def put_in(config: dict[str, Any]) -> None:
+        config.update(change | ({"optim": config["optim"] | change["optim"]} if "optim" in change else {}))
+
+    edit(run / "config.json", put_in)
+    done = cli("eval", "x", "--json", "--device", "cpu")
+    problem = f"runs/x/config.json is of another run than the checkpoint: it differs in {differs}."
+    assert problem in done.err
+    assert json.loads(done.out) == expected | {"model": expected["model"] | {"damaged": [problem]}}
+
+
+def test_what_may_change_when_a_run_goes_on_is_no_other_run(run: Path, cli: Cli) -> None:
+    edit(run / "config.json", lambda config: config.update(steps=9, save_every=2, val_tokens=100))
+    assert cli("eval", "x", "--device", "cpu").err == ""

@@ -75,10 +75,7 @@ def run(arguments: list[str]) -> int:
             )
         data = None
         if "val" in names:
-            folder = wanted.data or (loaded.config.data if loaded.config else "")
-            if not folder:
-                raise UserError(f"{wanted.model} comes without data: give --data DIR.")
-            data = Data(Path(folder))
+            data = Data(Path(wanted.data)) if wanted.data else resolve.trained_on(loaded, wanted.model)
             resolve.check_data(loaded, data)
         inputs = tasks.Inputs(
             data, wanted.context, wanted.val_tokens, wanted.hellaswag_file, wanted.hellaswag_style,
