@@ -89,6 +89,15 @@ def garbage(mark: Path) -> list[bytes]:
     ]
 
 
+def lets_in(address: str, port: int) -> bool:
+    """Whether a stranger's connection is answered before a later one to a socket of our own."""
+    with socket.socket() as stranger, socket.create_server(("127.0.0.1", 0)) as own:
+        stranger.setblocking(False)
+        stranger.connect_ex((address, port))
+        socket.create_connection(own.getsockname(), timeout=10).close()
+        return stranger.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1) == b"\1"  # TCP_ESTABLISHED
+
+
 def send(address: str, port: int, contents: list[bytes]) -> list[socket.socket]:
     """Each content through a connection of its own. Every other connection stays open, and is returned."""
     held = []

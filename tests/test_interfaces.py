@@ -5,6 +5,7 @@ import socket
 import sys
 
 import pytest
+from tests.sockets import lets_in
 
 from overnight import interfaces
 
@@ -35,3 +36,18 @@ def test_an_address_belongs_to_an_interface() -> None:
     for _, name in socket.if_nameindex():
         for address in interfaces.addresses(name):
             assert interfaces.interface_of(address) == name
+
+
+def test_sockets_are_closed_to_all_but_those_that_have_met() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as earlier:
+        with interfaces.closed_afterwards():
+            server = socket.create_server(("127.0.0.1", 0))
+            client = socket.create_connection(server.getsockname(), timeout=10)
+            assert lets_in(*server.getsockname())
+        accepted, _ = server.accept()
+        assert not lets_in(*server.getsockname())
+        assert lets_in(*earlier.getsockname())
+        accepted.sendall(b"go on")
+        assert client.recv(5) == b"go on"
+        for one in (accepted, client, server):
+            one.close()

@@ -1,12 +1,16 @@
-"""Which network interface the ranks use: gloo and NCCL listen on that one only."""
+"""Who can reach the ranks: gloo and NCCL listen on one network interface only, gloo until all have met."""
 
 import contextlib
+import ctypes
 import os
 import socket
 import struct
+from collections.abc import Iterator
 from pathlib import Path
 
 SIOCGIFADDR = 0x8915  # Linux, linux/sockios.h
+SO_ATTACH_FILTER = 26  # asm-generic/socket.h
+DROP_ALL = struct.pack("HBBI", 0x06, 0, 0, 0)  # linux/filter.h: a program that returns 0, keep no bytes
 
 
 def listen_only_on(interface: str) -> None:
@@ -45,4 +49,33 @@ def addresses(interface: str) -> list[str]:
             for line in lines
             if line[5] == interface
         ]
+    return found
+
+
+@contextlib.contextmanager
+def closed_afterwards() -> Iterator[None]:
+    """Let nobody connect, from the end of the `with` on, to the sockets that began to listen in it.
+
+    gloo listens as long as it lives, keeps what strangers open, and aborts when it has no descriptors left.
+    So the system (Linux) drops what comes to these sockets; the connections that they have are not touched.
+    """
+    before = set(listening())
+    yield
+    program = ctypes.create_string_buffer(DROP_ALL)
+    filter_ = struct.pack("HP", 1, ctypes.addressof(program))
+    for descriptor in listening():
+        if descriptor not in before:
+            with contextlib.suppress(OSError), socket.socket(fileno=os.dup(descriptor)) as one:
+                one.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, filter_)
+
+
+def listening() -> list[int]:
+    """The descriptors of this process on which it accepts TCP connections, as far as the system tells."""
+    found = []
+    with contextlib.suppress(OSError):
+        for descriptor in map(int, os.listdir("/proc/self/fd")):
+            with contextlib.suppress(OSError), socket.socket(fileno=os.dup(descriptor)) as one:
+                tcp = one.family in (socket.AF_INET, socket.AF_INET6)
+                if tcp and one.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+                    found.append(descriptor)
     return found

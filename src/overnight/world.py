@@ -157,7 +157,8 @@ def joined(device: torch.device, rank: int, size: int, always: bool) -> Iterator
     with clear_rank_errors():
         if meeting.is_known():
             store = meeting.store()
-            dist.init_process_group(backend, store=store, rank=rank, world_size=size, device_id=device_id)
+            with interfaces.closed_afterwards():
+                dist.init_process_group(backend, store=store, rank=rank, world_size=size, device_id=device_id)
         else:
             warn_of_torchrun(rank)
             dist.init_process_group(backend, device_id=device_id)
