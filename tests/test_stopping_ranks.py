@@ -1,6 +1,7 @@
 """Ranks that are asked to stop save the same step and leave together."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from tests.violence import children, events, sabotaged, wait_for_step
 
 from overnight import records
 from overnight.saved import list_steps
+from overnight.stop import SAVED_FIRST
 
 __all__ = ["start"]
 
@@ -56,6 +58,65 @@ def test_ranks_asked_to_stop_save_the_same_step(
     assert list_steps(run)[-1] == last["step"]
     wait_until_gone(ranks)
     assert not (run / ".lock").exists()
+
+
+@pytest.mark.parametrize(
+    ("number", "code", "reason"), [(signal.SIGTERM, 75, "preempted"), (signal.SIGINT, 130, "interrupted")]
+)
+def test_so_do_ranks_whose_cache_folder_was_emptied(
+    number: int, code: int, reason: str, start, tmp_path: Path
+) -> None:
+    """Their launcher cannot leave them a word then."""
+    cache, run = tmp_path / "cache", tmp_path / "run"
+    process = start(run, *FOREVER, "--processes", 2, env=os.environ | {"XDG_CACHE_HOME": str(cache)})
+    wait_for_step(run, 5, process)
+    shutil.rmtree(cache)
+    process.send_signal(number)
+    assert process.wait(60) == code
+    (event,) = events(run, reason)
+    assert list_steps(run)[-1] == event["step"]
+
+
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGTERM, 75), (signal.SIGUSR1, 75), (signal.SIGINT, 130)]
+)
+@pytest.mark.parametrize("stopped_before", [False, True])
+def test_a_stop_that_everybody_is_told_before_there_are_ranks(
+    number: int, code: int, stopped_before: bool, start, tmp_path: Path
+) -> None:
+    """As systemd and Slurm tell it: to every process there is."""
+    run = tmp_path / "run"
+    if stopped_before:
+        process = start(run, *FOREVER)
+        wait_for_step(run, 5, process)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 75
+    process = start(run, *FOREVER, "--processes", 2)
+    os.kill(agent_of(process), number)
+    process.send_signal(number)
+    assert process.wait(60) == code
+    assert process.stderr.read().splitlines() == [f"overnight: stopping: {SAVED_FIRST}"]
+
+
+def test_an_agent_that_is_killed_is_no_stop(start, tmp_path: Path) -> None:
+    """Though the run was asked to stop in an earlier session."""
+    run = tmp_path / "run"
+    process = start(run, *FOREVER)
+    wait_for_step(run, 5, process)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(60) == 75
+    process = start(run, *FOREVER, "--processes", 2)
+    os.kill(agent_of(process), signal.SIGKILL)
+    assert process.wait(60) == 1
+    assert "torchrun, which watches the ranks, was killed by SIGKILL" in process.stderr.read()
+
+
+def agent_of(process: subprocess.Popen) -> int:
+    """The agent of a launcher, as soon as there is one."""
+    while not (agents := children(process.pid)):
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.01)
+    return agents[0]
 
 
 @pytest.mark.parametrize("processes", [1, 2])

@@ -23,12 +23,12 @@ from torch.distributed.elastic.rendezvous import RendezvousError, rendezvous_han
 from torch.distributed.elastic.rendezvous.utils import parse_rendezvous_endpoint
 
 from overnight import interfaces, rendezvous
-from overnight.errors import DONE, FAILURE, SAVED, WRONG_INPUT, UserError
-from overnight.files import reason
+from overnight.errors import DONE, FAILURE, INTERRUPTED, SAVED, WRONG_INPUT, UserError
+from overnight.files import disk_problem, reason
 from overnight.launcher_folder import launcher_folder
 from overnight.machine import signal_name
 from overnight.rendezvous import BACKEND, OneMachine, Rendezvous, SeveralMachines, Team
-from overnight.stop import STOP_FOLDER
+from overnight.stop import STOP_FOLDER, signals
 from overnight.terminal import complain
 
 PORT = 29500
@@ -44,6 +44,8 @@ def main(arguments: list[str]) -> int:
         logging.getLogger(f"torch.distributed.elastic.{name}").setLevel(logging.CRITICAL)
     logging.getLogger("torch.distributed.run").setLevel(logging.ERROR)
     try:
+        if hasattr(signal, "pthread_sigmask"):  # our launcher has blocked them while this module was imported
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, signals())
         with contextlib.ExitStack() as stack:
             options = parse(arguments)
             if STOP_FOLDER in os.environ:
@@ -61,6 +63,11 @@ def main(arguments: list[str]) -> int:
         return SAVED
     except (RendezvousError, DistError) as error:
         complain(f"overnight: the nodes did not come together ({reason(error)}).")
+        return FAILURE
+    except KeyboardInterrupt:  # before there were ranks
+        return INTERRUPTED
+    except OSError as error:  # the folder where the ranks meet is gone, or its disk is full
+        complain(f"overnight: {disk_problem(error)}.")
         return FAILURE
     except UserError as error:
         complain(f"overnight: {error}")

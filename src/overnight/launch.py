@@ -5,15 +5,17 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 from overnight import records
-from overnight.errors import DONE, FAILURE, INTERRUPTED, SAVED
+from overnight.errors import DONE, FAILURE, INTERRUPTED, SAVED, WRONG_INPUT
 from overnight.launcher_folder import launcher_folder
 from overnight.lock import GRACE, Lock
-from overnight.machine import cpu_count
+from overnight.machine import cpu_count, signal_name
 from overnight.private import use_private_folders
 from overnight.stop import NOW, SAVED_FIRST, STOP_FOLDER, WORD, WORDS, acknowledge, signals
+from overnight.terminal import complain
 
 
 def leave_quietly(code: int) -> int:
@@ -44,14 +46,18 @@ def torchrun(run: Path, processes: int, max_restarts: int, arguments: list[str])
                 for agent in agents:
                     agent.kill()
             elif not words:
-                tell(folder, word)
+                if not tell(folder, word):  # somebody emptied the cache: torchrun has to pass it on
+                    for agent in agents:
+                        agent.send_signal(number)
                 acknowledge(SAVED_FIRST)
             words.append(word)
 
+        records_before = stamp(run)
         before = {number: signal.signal(number, pass_on) for number in signals()}
         wakeup = signal.set_wakeup_fd(-1)  # of `Stop`, which has received signals up to now
         try:
-            agents.append(subprocess.Popen(command, start_new_session=True, env=environment))
+            with blocked_signals():  # the agent takes them when it has imported what handles them
+                agents.append(subprocess.Popen(command, start_new_session=True, env=environment))
             code = agents[0].wait()
             if code < 0:
                 wait_for_ranks(run, GRACE if words.count("interrupted") > 1 else float("inf"))
@@ -61,11 +67,39 @@ def torchrun(run: Path, processes: int, max_restarts: int, arguments: list[str])
                 signal.signal(number, handler)
     if words.count("interrupted") > 1:
         return INTERRUPTED
-    last = [""] + [record["name"] for record in records.sound(run) if record["kind"] == "event"]
-    saved = {"interrupted": INTERRUPTED, "preempted": SAVED}.get(last[-1])
-    if saved and (code in (DONE, SAVED) or code < 0 or words):
-        return saved  # whatever happened to a rank on its way out
-    return DONE if code == 0 else code if code > 0 else FAILURE
+    if code < 0 and not words:
+        complain(f"overnight: torchrun, which watches the ranks, was killed by {signal_name(-code)}.")
+    codes = {"interrupted": INTERRUPTED, "preempted": SAVED}
+    if stamp(run) == records_before:  # the ranks did not get as far as their first record
+        if words and code != WRONG_INPUT:
+            return codes[words[0]]
+    else:
+        last = [""] + [record["name"] for record in records.sound(run) if record["kind"] == "event"]
+        if last[-1] in codes and (code in (DONE, SAVED) or code < 0 or words):
+            return codes[last[-1]]  # whatever happened to a rank on its way out
+    return code if code >= 0 else FAILURE
+
+
+def stamp(run: Path) -> tuple[int, ...]:
+    """What is different of a run's records when something was written to them."""
+    try:
+        status = os.stat(run / records.FILE)
+    except OSError:
+        return ()
+    return status.st_ino, status.st_size, status.st_mtime_ns
+
+
+@contextlib.contextmanager
+def blocked_signals() -> Iterator[None]:
+    """Processes that are started in here do not receive the signals to stop until they ask for them."""
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, signals())
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def wait_for_ranks(run: Path, seconds: float) -> None:
@@ -81,7 +115,10 @@ def write_words(folder: Path) -> None:
         (folder / f"{word}.new").write_text(word)
 
 
-def tell(folder: Path, word: str) -> None:
-    """Leave the ranks a word, once."""
-    with contextlib.suppress(FileNotFoundError):
+def tell(folder: Path, word: str) -> bool:
+    """Leave the ranks a word; whether the folder took it."""
+    try:
         os.replace(folder / f"{word}.new", folder / WORD)
+    except OSError:
+        return False
+    return True
