@@ -11,8 +11,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from overnight.data.post_markdown import converter, is_hostile
 from overnight.data.readers import read_file
-from overnight.data.stackexchange import is_hostile
 from overnight.data.xml_rows import xml_rows
 from overnight.errors import UserError
 from overnight.weights import nanogpt
@@ -30,12 +30,50 @@ POSTS = {
     "half closing tags": "</" * 900 + "text" * 50_000,
     "spaces": "<p>" + " " * 290_000 + "text</p>",
     "items": "<ol>" + "<li>x</li>" * 28_000 + "text",
+    "numbers": "<ol>" + "<li>x</li>" * 19_000 + "text",
+    "rows of a head": "<table><thead>" + "<tr><td>a</td></tr>" * 9900 + "text",
+    "bodies of a table": "<table>" + "<tbody><tr><td>a</td></tr></tbody>" * 6600 + "text",
+}
+LINES = "a<br>" * 10_000
+COSTLY = {
+    "quotes": "<blockquote>" * 90 + "a\n" * 2000,
+    "entities": "<blockquote>" * 90 + "a&#10;" * 2000,
+    "definitions": "<dd>" * 90 + "a\n" * 2000,
+    "long numbers": "<ol start=9999><li>" * 40 + "a\n" * 2000,
+    "deep": "<div>" * 99 + LINES,
+    "closed in a comment": "<div><!--</div>-->" * 99 + LINES,
+    "closed by another name": "<div></p>" * 99 + LINES,
+    "closed by a void tag": "<area><div></area>" * 99 + LINES,
+    "closed by a part of the name": "<a:b></a>" * 99 + LINES,
+    "closed before": "<p/><div></p>" * 99 + LINES,
+    "tags": "<b>a</b>" * 37_000,
+    "cells": "<table><tr><td>" * 30 + "<td>a" * 3000,
+    "void tags": "<br>" * 10_000 + "</b>" * 10_000,
+}
+TABLE = "<div><table>\n<thead>\n<tr>\n<th>a</th>\n</tr>\n</thead>\n<tbody>\n{}</tbody>\n</table></div>"
+USUAL = {
+    "code": "<p>one</p>\n<pre><code>a\n</code></pre>",
+    "lists": "<ul><li>a</li></ul>" * 500,
+    "sign": "a < b",
+    "long code": f"<ol><li><p>x</p><pre><code>{'    i = 1;' * 3}\n"
+    + "}\n" * 14_000
+    + "</code></pre></li></ol>",
+    "long list": "<ul>\n" + "<li>a</li>\n" * 7000 + "</ul>",
+    "list in a list": "<ol>\n" + "<li>a\n<ul>\n<li>b</li>\n<li>c</li>\n</ul></li>\n" * 2000 + "</ol>",
+    "list of code": "<ol>\n"
+    + "<li><p>a <code>b</code></p>\n<pre><code>c\nd\n</code></pre></li>\n" * 1000
+    + "</ol>",
+    "table": TABLE.format(("<tr>\n" + '<td style="text-align: right">1</td>\n' * 10 + "</tr>\n") * 500),
+    "answer in quotes": "<blockquote>\n" * 12 + "<p>said</p>\n" + "</blockquote>\n" * 12,
+    "long quote": "<blockquote>\n<blockquote>\n" + "<p>a</p>\n" * 5000 + "</blockquote>\n</blockquote>",
+    "steps": "<ol>\n<li>a " * 8 + "</li>\n</ol>" * 8,
+    "words in code": "<p>" + "<code>a</code> " * 7500 + "</p>",
 }
 
 
 @pytest.mark.parametrize("name", POSTS)
 def test_a_post_of_any_html(name: str) -> None:
-    code = "from overnight.data.stackexchange import converter\n"
+    code = "from overnight.data.post_markdown import converter\n"
     code += f"from tests.data.test_hostile_posts import POSTS\nprint(converter()(POSTS[{name!r}])[-4:])"
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(["src", "."])}
     root = Path(__file__).parent.parent.parent
@@ -45,11 +83,28 @@ def test_a_post_of_any_html(name: str) -> None:
     assert done.stdout.strip()
 
 
+@pytest.mark.parametrize("name", COSTLY)
+def test_of_a_post_that_would_cost_too_much_only_the_text_is_used(name: str) -> None:
+    assert is_hostile(COSTLY[name])
+
+
+@pytest.mark.parametrize("name", USUAL)
+def test_a_usual_post_is_not_called_hostile(name: str) -> None:
+    """The longest that 30,000 characters of Markdown become, and deeper nesting than people write."""
+    assert not is_hostile(USUAL[name])
+
+
 @pytest.mark.parametrize(
-    "html", ["<p>one</p>\n<pre><code>a\n</code></pre>", "<ul><li>a</li></ul>" * 500, "a < b"]
+    "html",
+    [
+        "<table><tr>" + "<td colspan=1000>a</td>" * 250 + "</tr></table>",
+        "<ol start=" + "9" * 4000 + "><li>" + "a<br>" * 2000 + "</ol>",
+        "<blockquote>" * 9 + "a\n" * 2000,
+        *COSTLY.values(),
+    ],
 )
-def test_a_usual_post_is_not_called_hostile(html: str) -> None:
-    assert not is_hostile(html)
+def test_the_text_of_a_post_grows_with_its_html(html: str) -> None:
+    assert len(converter()(html)) < 11 * len(html)
 
 
 @pytest.mark.parametrize("statistics", [True, False])

@@ -79,6 +79,14 @@ def markdown(html: str) -> str:
         ('<p>see <a href="https://a.b/c?d=e&amp;f">this</a></p>', "see [this](https://a.b/c?d=e&f)"),
         ('<p>so <img src="https://i.imgur.com/x.png" alt="a cat"></p>', "so a cat"),
         ("<ul><li>one</li><li>two</li></ul>", "- one\n- two"),
+        (
+            '<ol start="9"><li>nine<br>or so</li><li><p>ten</p><ul><li>a</li></ul></li></ol>',
+            "9. nine  \n   or so\n10. ten\n\n    - a",
+        ),
+        (
+            "<table><thead><tr><th>a</th></tr></thead><tbody><tr><td>1</td></tr><tr><td>2</td></tr></tbody></table>",
+            "| a |\n| --- |\n| 1 |\n| 2 |",
+        ),
         ("<h2>Head</h2><p>é漢😀&nbsp;&lt;b&gt;</p>", "## Head\n\né漢😀\xa0<b>"),
         ("<blockquote><p>said</p></blockquote>", "> said"),
         ("<p>unclosed <b>bold", "unclosed **bold**"),

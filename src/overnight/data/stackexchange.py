@@ -9,16 +9,15 @@ out are answers to questions that the dump does not have and posts of other kind
 import contextlib
 import errno
 import os
-import re
 import sqlite3
-from collections.abc import Callable, Iterator
-from html import unescape
+from collections.abc import Iterator
 from itertools import groupby, islice
 from pathlib import Path
 from typing import Any
 from xml.parsers import expat
 
 from overnight.data.documents import Source
+from overnight.data.post_markdown import converter, is_hostile
 from overnight.data.readers import Piece
 from overnight.data.xml_rows import DocumentType, xml_rows
 from overnight.errors import UserError
@@ -33,14 +32,6 @@ HAS_QUESTION = (
     f"EXISTS (SELECT 1 FROM posts asked WHERE asked.question = posts.question AND kind = {QUESTION})"
 )
 BODIES = f"SELECT body FROM posts WHERE {HAS_QUESTION}"
-LONGEST_POST = 300_000  # characters of HTML; sites allow 30,000 of Markdown
-DEEPEST = 100  # open tags
-MOST_SEARCHED = 3_000_000  # characters: from each "<" that is not a tag, html.parser searches to the end
-MOST_ITEMS = 1000  # of lists: markdownify counts those before each
-LONGEST_SPACE = 1000  # characters: markdownify searches each run from every character of it
-TAG = re.compile(r"<(/?)([a-zA-Z][a-zA-Z0-9]*+)[^<>]*+>")
-SPACES = re.compile(r"\s++")
-VOID = {"br", "hr", "img", "input", "wbr", "col"}  # tags that nothing closes
 
 
 def find_posts(path: Path) -> Path:
@@ -197,63 +188,3 @@ def row_of(post: dict[str, str], where: str) -> Iterator[tuple]:
         raise UserError(
             f"{where} is no post: {type(error).__name__} {str(error)[:100]}. Unpack the dump again."
         ) from None
-
-
-def is_hostile(html: str) -> bool:
-    """Whether converting a post could take minutes: no site lets one be so long, or its tags be nested so
-    deep or closed so seldom."""
-    if len(html) > LONGEST_POST:
-        return True
-    tags = [(closing, name.lower()) for closing, name in TAG.findall(html)]
-    if (html.count("<") - len(tags)) * len(html) > MOST_SEARCHED or tags.count(("", "li")) > MOST_ITEMS:
-        return True
-    depth = 0
-    for closing, name in tags:
-        if name not in VOID:
-            depth = max(0, depth + (-1 if closing else 1))
-            if depth > DEEPEST:
-                return True
-    return any(len(space) >= LONGEST_SPACE for space in SPACES.findall(html))
-
-
-def without_tags(html: str) -> str:
-    """The text of a post, in linear time whatever it is."""
-    return unescape(re.sub(r"<[^<>]*>", "", html)).strip()
-
-
-def converter() -> Callable[[str], str]:
-    """HTML -> Markdown, a function."""
-    try:
-        from bs4 import BeautifulSoup
-        from bs4.exceptions import ParserRejectedMarkup
-        from markdownify import ATX, MarkdownConverter
-    except ImportError:
-        raise UserError("reading stackexchange: needs an extra: pip install 'overnight[data]'.") from None
-
-    class Converter(MarkdownConverter):
-        def convert_pre(self, el: Any, text: str, parent_tags: Any) -> str:
-            """Code as it is, between fences longer than any inside."""
-            code = el.get_text().strip("\n")
-            fence = "`" * max(3, 1 + max(map(len, re.findall("`+", code)), default=0))
-            return f"\n\n{fence}\n{code}\n{fence}\n\n"
-
-        def convert_img(self, el: Any, text: str, parent_tags: Any) -> str:
-            return el.get("alt") or ""
-
-    convert = Converter(
-        heading_style=ATX, bullets="-", escape_asterisks=False, escape_underscores=False, escape_misc=False
-    )
-
-    def markdown(html: str) -> str:
-        if is_hostile(html):
-            return without_tags(html)
-        try:
-            soup = BeautifulSoup(html.replace("\r\n", "\n"), "html.parser")
-        except ParserRejectedMarkup:  # "<![" that nothing closes: no site writes it
-            return html.strip()
-        try:
-            return convert.convert_soup(soup).strip()
-        except (RecursionError, ValueError):  # a thousand tags inside one another, or <ol start="²">
-            return soup.get_text().strip()
-
-    return markdown
