@@ -126,6 +126,28 @@ def test_tensors_that_do_not_fit_are_named(
     assert all(torch.equal(before[name], parameter) for name, parameter in model.named_parameters())
 
 
+DTYPES = {
+    "I64": torch.int64, "BOOL": torch.bool, "F64": torch.float64, "BF16": torch.bfloat16,
+    "C64": torch.complex64, "F8_E4M3": torch.float8_e4m3fn,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_tensor_that_is_not_fp32_is_named(run: Path, dtype: str) -> None:
+    path = publish(run, *made(1), state(1))
+    model, optimizer = made(0)
+    for name, tensor in ((WEIGHTS, "ln_f.bias"), (OPTIMIZER, "ln_f.bias.exp_avg")):
+        tensors = load_file(path / name)
+        save_file(tensors | {tensor: tensors[tensor].to(DTYPES[dtype])}, path / name)
+        words = rf"{name} is not a checkpoint of Overnight's: {tensor} is {dtype}, not F32\."
+        with pytest.raises(UserError, match=words):
+            checkpoint.read_tensors(path / name)
+    with pytest.raises(UserError, match=f"ln_f.bias is {dtype}"):
+        checkpoint.load_weights(path, model)
+    with pytest.raises(UserError, match=f"ln_f.bias.exp_avg is {dtype}"):
+        checkpoint.load_optimizer(path, model, optimizer)
+
+
 @pytest.mark.parametrize("content", [b"", b"junk", b"\xff" * 100])
 def test_what_is_no_safetensors_file_is_refused(run: Path, content: bytes) -> None:
     path = publish(run, *made(0), state(1))

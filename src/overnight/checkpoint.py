@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -167,9 +167,13 @@ def read_fitting(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> dict[str,
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
+    """The fp32 tensors of a file. Raises UserError that names the first of another dtype."""
     try:
         if problem := safetensors_header.problem(path):
             raise UserError(f"cannot read {path}: {problem}.")
+        with safe_open(path, framework="pt") as file:
+            if problem := safetensors_header.wrong_dtype(file, file.keys(), ("F32",)):
+                raise UserError(f"{path} is not a checkpoint of Overnight's: {problem}.")
         return load_file(path)
     except (SafetensorError, OSError) as error:
         raise UserError(f"cannot read {path}: {error}.") from None

@@ -5,7 +5,9 @@ The library accepts headers of 100 MB, for which it takes 2 GB and half a minute
 
 import os
 import struct
+from collections.abc import Collection, Iterable
 from pathlib import Path
+from typing import Any
 
 from overnight import bounded_json
 from overnight.files import open_regular
@@ -40,3 +42,12 @@ def problem(path: Path) -> str:
         return f"it has {len(ends):,} tensors, over {MOST_TENSORS:,}"
     cut = next((name for name in last if ends[name] > size), None)
     return f"it is cut short at byte {size:,}, inside {cut}, which ends at {ends[cut]:,}" if cut else ""
+
+
+def wrong_dtype(file: Any, names: Iterable[str], wanted: Collection[str]) -> str:
+    """Name the first of these tensors of an open file that has another dtype than those wanted; "" where none
+    has. No tensor is read."""
+    for name in sorted(names):
+        if (dtype := file.get_slice(name).get_dtype()) not in wanted:
+            return f"{name} is {dtype}, not {' or '.join(wanted)}"
+    return ""
