@@ -120,8 +120,19 @@ def test_missing_surplus_and_misshapen_tensors_are_refused_by_name(hf_folder: Pa
     change(hf_folder, h__1__ln_2__bias=torch.zeros(8), h__2__ln_2__bias=torch.zeros(8))
     with pytest.raises(UserError, match=r"a tensor h\.2\.ln_2\.bias that GPT-2 does not have"):
         hf.read(hf_folder)
-    change(hf_folder, h__2__ln_2__bias=None, wpe__weight=torch.zeros(16, 8, dtype=torch.int32))
-    with pytest.raises(UserError, match=r"wpe\.weight is torch\.int32"):
+
+
+@pytest.mark.parametrize(("dtype", "size"), [("I32", 8), ("C64", 4), ("F8_E4M3", 32), ("F4", 64)])
+def test_a_tensor_of_another_dtype_is_refused_by_name(hf_folder: Path, dtype: str, size: int) -> None:
+    path = hf_folder / hf.SINGLE
+    content = path.read_bytes()
+    end = 8 + int.from_bytes(content[:8], "little")
+    header = json.loads(content[8:end])
+    header["transformer.ln_f.bias"] |= {"dtype": dtype, "shape": [size]}  # of the same 32 bytes
+    described = json.dumps(header).encode()
+    path.write_bytes(len(described).to_bytes(8, "little") + described + content[end:])
+    words = rf"transformer\.ln_f\.bias is {dtype}, not F64 or F32 or F16 or BF16\.$"
+    with pytest.raises(UserError, match=words):
         hf.read(hf_folder)
 
 

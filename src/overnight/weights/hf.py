@@ -25,6 +25,7 @@ CONFIG, SINGLE, INDEX = "config.json", "model.safetensors", "model.safetensors.i
 TOKENIZER = "overnight_tokenizer.json"  # ours, beside theirs, in folders that `export` made
 GPT2 = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")
 TRANSPOSED = re.compile(r"(attn\.c_attn|attn\.c_proj|mlp\.c_fc|mlp\.c_proj)\.weight$")
+DTYPES = ("F64", "F32", "F16", "BF16")
 BUFFERS = re.compile(r"\.attn\.(masked_)?bias$")
 ACTIVATIONS = {"gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "gelu": "gelu"}
 # What our model computes, and transformers takes for granted when a config does not say.
@@ -172,13 +173,13 @@ def load(path: Path, wanted: set[str] | None) -> dict[str, Tensor]:
         if problem := safetensors_header.problem(path):
             raise UserError(f"{path} is damaged: {problem}.")
         with safe_open(path, framework="pt") as file:
-            found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+            names = list(file.keys())
+            used = [name for name in names if not BUFFERS.search(name)]
+            if problem := safetensors_header.wrong_dtype(file, used, DTYPES):
+                raise UserError(f"{path}: {problem}.")
+            found = {name: file.get_tensor(name).float() for name in used}
     except (SafetensorError, ValueError, OSError) as error:
         raise UserError(f"{path} is damaged: {reason(error)}.") from None
-    if wanted is not None and (missing := sorted(wanted - set(found))):
+    if wanted is not None and (missing := sorted(wanted - set(names))):
         raise UserError(f"{path} has no tensor {missing[0]}, though the index says so.")
-    found = {name: tensor for name, tensor in found.items() if not BUFFERS.search(name)}
-    for name, tensor in found.items():
-        if not tensor.is_floating_point():
-            raise UserError(f"{path}: {name} is {tensor.dtype}, not floating point.")
-    return {name: tensor.float() for name, tensor in found.items()}
+    return found
