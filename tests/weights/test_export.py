@@ -177,7 +177,7 @@ def test_records_that_are_damaged_or_not_finite_do_not_keep_a_run_from_being_exp
 ) -> None:
     records = [json.loads(line) for line in (run / "records.jsonl").read_text().splitlines()]
     val = next(record for record in records if record["kind"] == "val")
-    added = [val | {"step": 4, "loss": None, "bits_per_byte": None}]
+    added = [val | {"step": 4, "loss": None, "bits_per_byte": 10**400}]
     added += [val | {"kind": "hellaswag", "step": 4, "acc_norm": 0.5, "style": "<b>\n# a | b"}]
     lines = [*map(json.dumps, [*records, *added]), "damaged"]
     (run / "records.jsonl").write_text("".join(f"{line}\n" for line in lines))
@@ -185,6 +185,7 @@ def test_records_that_are_damaged_or_not_finite_do_not_keep_a_run_from_being_exp
     assert outcome.code == 0, outcome.err
     card = Path("out/README.md").read_text()
     assert "| validation loss | not finite at step 4 |" in card
+    assert "| bits per byte | not finite |" in card
     assert "| HellaSwag | acc_norm 0.5000, \\<b\\> \\# a \\| b style |" in card
 
 

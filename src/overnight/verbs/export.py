@@ -1,5 +1,6 @@
 """`overnight export MODEL --to hf|llmc --out PATH`."""
 
+import math
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -100,4 +101,6 @@ def facts(loaded: "Loaded") -> dict[str, str]:
 
 def digits(record: dict, name: str, unit: str = "") -> str:
     """A number of a record, which is null where it was not finite."""
-    return f"{value:.4f}{unit}" if isinstance(value := record.get(name), int | float) else "not finite"
+    from overnight.report.history import number
+
+    return "not finite" if math.isnan(value := number(record.get(name))) else f"{value:.4f}{unit}"
