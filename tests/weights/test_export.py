@@ -1,5 +1,6 @@
 """Exports: what transformers loads is our model, and the folder comes back as it went."""
 
+import hashlib
 import json
 import subprocess
 import sys
@@ -19,8 +20,10 @@ from overnight.data import tokens
 from overnight.data.tokens import Tokenizer
 from overnight.decode import Sampling
 from overnight.errors import Failure, UserError
+from overnight.files import sealed
 from overnight.generate import generate
 from overnight.models.gpt2 import GPT
+from overnight.saved import STATE
 from overnight.weights import export
 from overnight.weights.tensors import Weights
 
@@ -172,6 +175,27 @@ def test_a_run_goes_to_transformers_with_its_figures(cli: Cli, run: Path) -> Non
     assert ours == pytest.approx(theirs, abs=1e-6)
 
 
+def vouch(run: Path) -> None:
+    """Let the newest checkpoint of a run vouch for all of its records."""
+    path = max(run.glob("checkpoints/step_*")) / STATE
+    content = (run / "records.jsonl").read_bytes()
+    state = json.loads(path.read_text())
+    del state["checksum"]
+    state |= {"records_bytes": len(content), "records_sha256": hashlib.sha256(content).hexdigest()}
+    path.write_text(sealed(state))
+
+
+def test_records_after_those_that_the_checkpoint_vouches_for_are_not_used(cli: Cli, run: Path) -> None:
+    lines = (run / "records.jsonl").read_text().splitlines()
+    val = next(record for record in map(json.loads, lines) if record["kind"] == "val")
+    with (run / "records.jsonl").open("a") as file:
+        file.write(json.dumps(val | {"step": 4, "loss": 0.125}) + "\n")
+    assert cli("export", "runs/x", "--to", "hf", "--out", "out").code == 0
+    card = Path("out/README.md").read_text()
+    assert "0.1250" not in card
+    assert "nats per token at step 4" in card
+
+
 def test_records_that_are_damaged_or_not_finite_do_not_keep_a_run_from_being_exported(
     cli: Cli, run: Path
 ) -> None:
@@ -181,6 +205,7 @@ def test_records_that_are_damaged_or_not_finite_do_not_keep_a_run_from_being_exp
     added += [val | {"kind": "hellaswag", "step": 4, "acc_norm": 0.5, "style": "<b>\n# a | b"}]
     lines = [*map(json.dumps, [*records, *added]), "damaged"]
     (run / "records.jsonl").write_text("".join(f"{line}\n" for line in lines))
+    vouch(run)
     outcome = cli("export", "runs/x", "--to", "hf", "--out", "out")
     assert outcome.code == 0, outcome.err
     card = Path("out/README.md").read_text()

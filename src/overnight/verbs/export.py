@@ -1,6 +1,7 @@
 """`overnight export MODEL --to hf|llmc --out PATH`."""
 
 import math
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,7 +42,8 @@ def run(arguments: list[str]) -> int:
     from overnight.weights import export
 
     out = Path(wanted.out)
-    if wanted.to == "hf":  # takes seconds, and can happen while the weights are read and written
+    if wanted.to == "hf":
+        # It takes seconds, and can happen while the weights are read and written.
         importing = ThreadPoolExecutor(1).submit(export.import_transformers)
     loaded = resolve.load(wanted.model, torch.device("cpu"), wanted.tokenizer)
     if loaded.tokenizer is None:
@@ -83,9 +85,8 @@ def facts(loaded: "Loaded") -> dict[str, str]:
         complain(f"The model card has no figures: the checkpoint vouches for other records ({problem}).")
         return {}
     newest: dict[str, dict] = {}
-    for record in records.sound(loaded.run):
-        if record["step"] <= loaded.step:
-            newest[record["kind"]] = record
+    for record in vouched(loaded.run / records.FILE, state.records_bytes):
+        newest[record["kind"]] = record
     config, found = loaded.config, {"steps": f"{loaded.step:,}"}
     if "train" in newest:
         found["tokens trained on"] = f"{newest['train']['tokens']:,}"
@@ -97,6 +98,20 @@ def facts(loaded: "Loaded") -> dict[str, str]:
         style = markdown_text(str(hellaswag.get("style", "unknown")))
         found["HellaSwag"] = f"acc_norm {digits(hellaswag, 'acc_norm')}, {style} style"
     return found
+
+
+def vouched(path: Path, size: int) -> Iterator[dict]:
+    """The records in the first `size` bytes of a file, those that a checkpoint vouches for, without damaged
+    ones."""
+    from overnight import records
+    from overnight.files import open_regular
+
+    if not size:
+        return
+    with open_regular(path) as file:
+        while line := file.readline(min(size - file.tell(), records.LONGEST_LINE)):
+            if record := records.parse(line):
+                yield record
 
 
 def digits(record: dict, name: str, unit: str = "") -> str:
