@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -14,6 +15,7 @@ import torch
 from tests.violence import full_disk
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+import overnight
 from overnight import resolve
 from overnight.config import ModelConfig
 from overnight.data import tokens
@@ -194,6 +196,20 @@ def test_records_after_those_that_the_checkpoint_vouches_for_are_not_used(cli: C
     card = Path("out/README.md").read_text()
     assert "0.1250" not in card
     assert "nats per token at step 4" in card
+
+
+def test_an_export_creates_nothing_in_a_shared_temporary_folder(run: Path, tmp_path: Path) -> None:
+    """Another user could create a name there first: a file, so that importing transformers fails."""
+    (shared := tmp_path / "shared").mkdir()
+    shared.chmod(0o1777)
+    environment = os.environ | {"TMPDIR": str(shared), "XDG_CACHE_HOME": str(tmp_path / "own")}
+    environment |= {"PYTHONPATH": str(Path(overnight.__file__).parent.parent)}
+    for name in ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR"):
+        environment.pop(name, None)
+    command = [sys.executable, "-m", "overnight", "export", "runs/x", "--to", "hf", "--out", "out"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert list(shared.iterdir()) == []
 
 
 def test_records_that_are_damaged_or_not_finite_do_not_keep_a_run_from_being_exported(

@@ -37,12 +37,14 @@ def run(arguments: list[str]) -> int:
 
     from overnight import resolve
     from overnight.files import clear_disk_errors
+    from overnight.private import use_private_folders
     from overnight.terminal import say
     from overnight.visible import one_line
     from overnight.weights import export
 
     out = Path(wanted.out)
     if wanted.to == "hf":
+        use_private_folders()  # importing transformers creates one for torch.compile
         # It takes seconds, and can happen while the weights are read and written.
         importing = ThreadPoolExecutor(1).submit(export.import_transformers)
     loaded = resolve.load(wanted.model, torch.device("cpu"), wanted.tokenizer)
