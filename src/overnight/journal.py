@@ -36,7 +36,7 @@ class Journal:
         self.status, self.world = status, world
         self.records: Records | None = None
         self.remaking = False  # whether the run's folder is being made again
-        self.first = start.state.step if start.state else 0
+        self.first = self.step = start.state.step if start.state else 0  # of this session, and the newest
         peak = peak_flops(world.device, start.config.precision)
         self.peak = peak * world.size if peak else None
 
@@ -90,6 +90,10 @@ class Journal:
     def event(self, step: int, name: str, detail: dict[str, Any]) -> None:
         if self.records:
             self.records.event(step, self.tokens(step), name, detail)
+
+    def data_changed(self, error: Exception) -> None:
+        """Record why the run ends here, whoever found it: a look between steps, a reader, validation."""
+        self.event(self.step, "data_changed", {"problem": str(error).splitlines()[0]})
 
     def say(self, line: str) -> None:
         self.status.say(line)
@@ -153,6 +157,7 @@ class Journal:
 
     def update(self, step: int, loss: float, grad_norm: float, lr: float, seconds: float) -> None:
         """Update number `step` took so many seconds."""
+        self.step = step
         rate = (self.tokens(step) - self.tokens(step - 1)) / seconds
         mfu = rate * plan.flops_per_token(self.config.model) / self.peak if self.peak else None
         if self.records:

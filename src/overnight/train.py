@@ -66,6 +66,9 @@ def train(start: Start, world: World, stop: Stop, lock: Lock) -> int:
                         return loop(session)
                 except BadSteps as row:
                     start = session.back_before(row)
+                except ChangedData as error:
+                    session.journal.data_changed(error)
+                    raise
             del session
             gc.collect()  # the model and all that acts on it, before there is another
 
@@ -213,7 +216,7 @@ class Session:
         self.settle()
         self.save_owed = False
         if problem := self.integrity.look(now=True):
-            raise self.data_changed(step, problem)
+            raise ChangedData(problem, RESTORE)
         self.saver.save(self.model, self.engine.optimizer, self.state(step, owed))
         self.saved = step
 
@@ -238,11 +241,6 @@ class Session:
             config=self.start.described,
             owed=owed,
         )
-
-    def data_changed(self, step: int, problem: str) -> ChangedData:
-        """The error that ends a run whose data is not what it was."""
-        self.journal.event(step, "data_changed", {"problem": problem})
-        return ChangedData(problem or "another rank found that the data has changed.", RESTORE)
 
     def back_before(self, row: BadSteps) -> Start:
         """Where to go on after so many bad steps: at the newest checkpoint from before them, without their
@@ -269,7 +267,7 @@ class Session:
         """Stop because of `reason`, with the last finished step saved."""
         self.settle()
         if reason == "changed":
-            raise self.data_changed(step, self.integrity.problem)
+            raise ChangedData(self.integrity.problem or "another rank found changed data.", RESTORE)
         if step not in (0, self.saved):
             self.save(step, owed)
         self.saver.make_sure()
