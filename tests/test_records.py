@@ -3,7 +3,9 @@
 import hashlib
 import json
 import math
+import os
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from overnight.errors import UserError
-from overnight.records import FILE, Records, read, rewind
+from overnight.records import FILE, Records, copy_aside, problem, read, rewind, sound
+from overnight.report.history import History
 
 EVENT = b'{"kind": "event", "step": 1, "tokens": 64, "name": "checkpoint", "detail": {}}\n'
 TRAIN = b'{"kind": "train", "step": 1, "tokens": 64, "loss": 1.0}\n'
@@ -133,6 +136,23 @@ def test_records_shorter_than_vouched_for_are_whole_lines_again(tmp_path: Path, 
     (tmp_path / FILE).write_bytes(TRAIN + torn)
     rewind(tmp_path, 1000)
     assert (tmp_path / FILE).read_bytes() == TRAIN
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda run: list(sound(run)), lambda run: problem(run, 10, ""), copy_aside,
+        lambda run: rewind(run, 10), lambda run: History(run).update(),
+    ],
+)  # fmt: skip
+def test_a_file_larger_than_the_records_of_any_run_is_refused(
+    use: Callable[[Path], object], tmp_path: Path
+) -> None:
+    (tmp_path / FILE).write_bytes(TRAIN)
+    os.truncate(tmp_path / FILE, 1 << 42)  # sparse: it takes no room
+    with pytest.raises((OSError, UserError), match="it is larger than 2,147,483,648 bytes"):
+        use(tmp_path)
+    assert list(tmp_path.iterdir()) == [tmp_path / FILE]
 
 
 def test_rewinding_nothing_makes_nothing(tmp_path: Path) -> None:

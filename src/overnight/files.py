@@ -25,10 +25,11 @@ from collections.abc import Iterator
 from glob import escape as glob_escape
 from io import BufferedReader
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import IO, Any
 
 from overnight import bounded_json
 from overnight.errors import Failure, UserError
+from overnight.sized_file import SizedFile, too_large
 
 DEEPEST = 50  # levels of nesting in a JSON file of ours; none has ten
 LARGEST_JSON = 64 << 20  # bytes; the tokenizer with the most merges (2**20) takes 20 MB
@@ -40,14 +41,15 @@ NO_BLOCK = getattr(os, "O_NONBLOCK", 0)
 BINARY = getattr(os, "O_BINARY", 0)
 
 
-def open_regular(path: Path) -> BufferedReader:
-    """Open a regular file for reading, through links if there are any.
+def open_regular(path: Path, most: int | None = None) -> BufferedReader:
+    """Open a regular file for reading, through links if there are any. most: its size in bytes, at most.
 
     Raises OSError with a `strerror` that says what is there instead: a FIFO would block, a device may never
-    end.
+    end. A read raises one where there is more than `most` bytes, or than the file's size (sized_file.py).
     """
     descriptor = os.open(path, os.O_RDONLY | NO_BLOCK | BINARY)
-    return cast(BufferedReader, checked(descriptor, path, "rb"))
+    refuse_special(descriptor, path)
+    return BufferedReader(SizedFile(descriptor, path, most))
 
 
 def open_new(path: Path) -> IO[bytes]:
@@ -67,7 +69,8 @@ def open_real(path: Path, create: bool = True, append: bool = False) -> IO[bytes
         if error.errno == errno.ELOOP:
             raise OSError(errno.ELOOP, "it is a symbolic link", str(path)) from None
         raise
-    return checked(descriptor, path, "a+b" if append else "r+b", buffering=0)
+    refuse_special(descriptor, path)
+    return open(descriptor, "a+b" if append else "r+b", buffering=0)
 
 
 def open_own(path: Path, append: bool = False) -> IO[bytes]:
@@ -83,11 +86,11 @@ def open_own(path: Path, append: bool = False) -> IO[bytes]:
     raise OSError(errno.EMLINK, "it has several names (hard links)", str(path))
 
 
-def checked(descriptor: int, path: Path, mode: str, buffering: int = -1) -> IO[bytes]:
-    """The file of a descriptor, which is closed again where it is not a regular file."""
+def refuse_special(descriptor: int, path: Path) -> None:
+    """Close a descriptor and raise OSError where it is not that of a regular file."""
     kind = os.fstat(descriptor).st_mode
     if stat.S_ISREG(kind):
-        return open(descriptor, mode, buffering)
+        return
     os.close(descriptor)
     if stat.S_ISDIR(kind):
         raise IsADirectoryError(errno.EISDIR, "it is a folder", str(path))
@@ -97,8 +100,8 @@ def checked(descriptor: int, path: Path, mode: str, buffering: int = -1) -> IO[b
 
 def read_bytes(path: Path, most: int = LARGEST_JSON) -> bytes:
     """All of a regular file. Raises OSError where it has more than `most` bytes."""
-    with open_regular(path) as file:
-        return read_all(file, path, most)
+    with open_regular(path, most) as file:
+        return file.read()
 
 
 def read_all(file: IO[bytes], path: Path, most: int = LARGEST_JSON) -> bytes:
@@ -109,7 +112,7 @@ def read_all(file: IO[bytes], path: Path, most: int = LARGEST_JSON) -> bytes:
         parts.append(part)
         left -= len(part)
     if left <= 0:
-        raise OSError(errno.EFBIG, f"it is larger than {most:,} bytes", str(path))
+        raise too_large(most, path)
     return b"".join(parts)
 
 
@@ -146,9 +149,9 @@ def remove_stale(path: Path, now: float) -> None:
                 shutil.rmtree(leftover) if stat.S_ISDIR(info.st_mode) else leftover.unlink()
 
 
-def sha256_file(path: Path) -> str:
-    """SHA-256 of a file's bytes, hexadecimal."""
-    with open_regular(path) as file:
+def sha256_file(path: Path, most: int | None = None) -> str:
+    """SHA-256 of a file's bytes, hexadecimal. Raises OSError where it has more than `most` bytes."""
+    with open_regular(path, most) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 

@@ -18,13 +18,23 @@ from pathlib import Path
 from typing import IO, Any
 
 from overnight.errors import UserError
-from overnight.files import is_full, open_new, open_own, open_regular, sync, unused, write_synced
+from overnight.files import (
+    is_full,
+    open_new,
+    open_own,
+    open_regular,
+    read_all,
+    reason,
+    sync,
+    unused,
+    write_synced,
+)  # fmt: skip
+from overnight.record_lines import LONGEST_LINE, parse
 
 FILE = "records.jsonl"
-LONGEST_LINE = 16 << 20  # bytes; a sample of a million tokens has less
+LARGEST = 2 << 30  # bytes: 8 million steps
 PIECE = 1 << 20  # bytes read at a time
-LOSS = {"loss": float | None}
-READ: dict[str, dict[str, Any]] = {"train": LOSS, "val": LOSS, "event": {"name": str, "detail": dict}}
+NOT_RECORDS = (errno.EFBIG, errno.EINVAL)  # of errors of open_regular: too large, special
 
 
 class Records:
@@ -161,7 +171,7 @@ class Records:
     def write_again(self) -> None:
         """Make the file again where its folder was moved or deleted: the open file still has the content."""
         self._file.seek(0)
-        write_synced(self.path, self._file.read())
+        write_synced(self.path, read_all(self._file, self.path, LARGEST))
         self._reopen()
 
     def close(self) -> None:
@@ -200,12 +210,26 @@ def has_event(run: Path, name: str, step: int) -> bool:
     return any(record["step"] == step for record in found)
 
 
+@contextlib.contextmanager
+def opened(run: Path) -> Iterator[IO[bytes]]:
+    """The open records of a run. Raises FileNotFoundError, and UserError where they are larger than those of
+    any run or not an ordinary file."""
+    path = run / FILE
+    try:
+        with open_regular(path, LARGEST) as file:
+            yield file
+    except OSError as error:
+        if error.errno not in NOT_RECORDS or error.filename != str(path):
+            raise
+        remedy = "Move it out of the folder and run the command again."
+        raise UserError(f"{path} cannot be read: {reason(error)}.", remedy) from None
+
+
 def lines(run: Path) -> Iterator[tuple[int, dict[str, Any] | None]]:
     """Number and record of each whole line; None for what is no record."""
-    path = run / FILE
-    if not path.is_file():
+    if not (run / FILE).is_file():
         return
-    with open_regular(path) as file:
+    with opened(run) as file:
         number = 0
         while line := file.readline(LONGEST_LINE):
             number += 1
@@ -217,26 +241,6 @@ def lines(run: Path) -> Iterator[tuple[int, dict[str, Any] | None]]:
                 yield number, None
 
 
-def parse(line: bytes) -> dict[str, Any] | None:
-    """The record in a line; None for what is no record."""
-    try:
-        record = json.loads(line)
-    except (ValueError, RecursionError):
-        return None
-    return record if is_record(record) else None
-
-
-def is_record(value: Any) -> bool:
-    """Whether it is an object that has what is read of records of its kind."""
-    if not isinstance(value, dict) or not isinstance(value.get("kind"), str):
-        return False
-    wanted = {"step": int, "tokens": int} | READ.get(value["kind"], {})
-    return all(
-        name in value and isinstance(value[name], kind) and not isinstance(value[name], bool)
-        for name, kind in wanted.items()
-    )
-
-
 def problem(run: Path, size: int, sha256: str) -> str:
     """How the first `size` bytes of the records differ from those whose SHA-256 a checkpoint has; "" where
     they do not. Checkpoints of earlier versions have none, "": then only the length counts."""
@@ -244,7 +248,7 @@ def problem(run: Path, size: int, sha256: str) -> str:
     if not size:
         return ""
     try:
-        with open_regular(run / FILE) as file:
+        with opened(run) as file:
             while piece := file.read(min(PIECE, left)):
                 digest.update(piece)
                 left -= len(piece)
@@ -258,7 +262,7 @@ def problem(run: Path, size: int, sha256: str) -> str:
 def copy_aside(run: Path) -> str:
     """Keep a copy of the records as damaged_records_1.jsonl and so on, for a person to look at; its name."""
     path = unused(run, "damaged_records_{}.jsonl")
-    with contextlib.suppress(FileNotFoundError), open_regular(run / FILE) as file, open_new(path) as copy:
+    with contextlib.suppress(FileNotFoundError), opened(run) as file, open_new(path) as copy:
         shutil.copyfileobj(file, copy, PIECE)
     return path.name
 
@@ -269,7 +273,7 @@ def rewind(run: Path, size: int) -> None:
     path = run / FILE
     if not path.is_file():
         return
-    with open_regular(path) as file:
+    with opened(run) as file:
         content = file.read(min(size, os.fstat(file.fileno()).st_size))
         if not content.endswith(b"\n"):  # cut or damaged from outside: what is left of a line is no record
             content = content[: content.rfind(b"\n") + 1]

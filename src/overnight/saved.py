@@ -43,9 +43,10 @@ def check(path: Path, names: tuple[str, ...] = (WEIGHTS, OPTIMIZER)) -> State:
         if problem := state.problem():
             raise Damaged(f"{STATE} is inconsistent: {problem}")
         for name in names:
-            if (path / name).stat().st_size > most_bytes(state, name):
+            most = most_bytes(state, name)
+            if (path / name).stat().st_size > most:
                 raise Damaged(f"{name} is larger than the model")
-            if sha256_file(path / name) != state.sha256[name]:
+            if sha256_file(path / name, most) != state.sha256[name]:
                 raise Damaged(f"{name} is not the file that was saved")
         if f"step_{state.step:08d}" != path.name:
             raise Damaged(f"{STATE} is of step {state.step}")

@@ -3,6 +3,7 @@
 import io
 import json
 import random
+import sys
 from pathlib import Path
 
 import pytest
@@ -93,6 +94,16 @@ def test_a_line_too_long_to_hold_is_refused(tmp_path: Path, monkeypatch: pytest.
 )
 def test_half_a_surrogate_pair_is_replaced(written: str, meant: str, tmp_path: Path) -> None:
     assert read(write(tmp_path / "a.jsonl", f'{{"text": "{written}"}}'.encode())) == [meant]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux has /proc")
+@pytest.mark.parametrize("suffix", [".txt", ".jsonl", ".txt.gz", ".jsonl.zst", ".parquet"])
+def test_a_link_to_an_endless_file_is_refused(suffix: str, tmp_path: Path) -> None:
+    """A regular file of size 0 that has 256 GB to read."""
+    path = tmp_path / f"a{suffix}"
+    path.symlink_to("/proc/self/pagemap")
+    with pytest.raises(UserError, match=r"cannot be read: it is a file of the system.*\nLeave it out"):
+        list(read_file(path))
 
 
 @pytest.mark.parametrize("suffix", [".txt", ".jsonl", ".txt.gz", ".jsonl.zst", ".parquet"])

@@ -9,6 +9,7 @@ All but .parquet may be packed as .gz or .zst.
 
 import codecs
 import contextlib
+import errno
 import gzip
 import io
 import re
@@ -20,7 +21,7 @@ from typing import IO, Any, cast
 
 from overnight import bounded_json
 from overnight.errors import UserError
-from overnight.files import open_regular
+from overnight.files import open_regular, reason
 
 BLOCK = 1 << 20  # bytes read at a time, and the characters of a piece
 LONGEST_RUN = 16 << 20  # characters without a space after which a piece is cut all the same
@@ -82,6 +83,8 @@ def read_file(path: Path, at: Callable[[int], object] = lambda position: None) -
     except PermissionError:
         raise UserError(f"no permission to read {path}.") from None
     except OSError as error:
+        if error.errno == errno.EINVAL and error.filename == str(path):
+            raise UserError(f"{path} cannot be read: {reason(error)}.", "Leave it out.") from None
         if error.errno is not None:  # the disk's, not the packing's
             raise
         raise damaged(path, error) from None

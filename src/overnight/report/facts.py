@@ -188,6 +188,8 @@ def refresh(run: Run) -> Run:
             run.problems.append(f"The newest checkpoint vouches for other records ({problem}).")
     except (OSError, Failure) as error:
         run.problems.append(f"The records cannot be compared with the newest checkpoint: {reason(error)}.")
+    except UserError:  # they cannot be read at all: reported above
+        pass
     try:
         run.config, run.extra = runs.read_config(run.path)
     except UserError as error:

@@ -4,9 +4,7 @@ The file may be a stranger's: memory grows with the numbers in it at most, and t
 """
 
 import contextlib
-import errno
 import math
-import os
 import time
 from array import array
 from collections import deque
@@ -20,6 +18,7 @@ import numpy as np
 
 from overnight import records
 from overnight.files import DEEPEST, deeper_than, open_regular
+from overnight.record_lines import LONGEST_LINE, parse
 from overnight.visible import one_line
 
 Record = dict[str, Any]
@@ -28,8 +27,6 @@ LARGEST = 1e100  # number: the square of a larger one is not a float
 MOST_RANKS = 1_000_000
 LONGEST_TIME = 1e9  # seconds, 30 years: of a step, or of a process
 BEGINNINGS = ("start", "resume")  # events with which a process begins to train
-LARGEST_FILE = 2 << 30  # bytes: 8 million steps
-LONGEST_LINE = 16 << 20  # bytes; the longest of ours, a sample or a profile, have some thousands
 KEPT = 16 << 20  # bytes of lines, of events and of samples each; a run of a month has 1 MB of either
 TAIL = 1 << 16  # bytes before the end of what was read, by which a file that was cut back is noticed
 
@@ -155,18 +152,16 @@ class History:
         OSError where that is no file, or too large to be a run's records."""
         path = self.run / records.FILE
         try:
-            file = open_regular(path)
+            file = open_regular(path, records.LARGEST)
         except FileNotFoundError:
             return self if not self._offset else History(self.run)
         with file:
-            if os.fstat(file.fileno()).st_size > LARGEST_FILE:
-                raise OSError(errno.EFBIG, f"it is larger than {LARGEST_FILE:,} bytes", str(path))
             file.seek(self._offset - len(self._tail))
             if file.read(len(self._tail)) != self._tail:
                 return History(self.run).update()
             before = self._offset
             for line in self._lines(file):
-                record = records.parse(line)
+                record = parse(line)
                 if record and is_sound(record):
                     self._add(record, len(line))
                 else:
