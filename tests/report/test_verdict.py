@@ -85,3 +85,11 @@ def test_what_an_event_says_is_a_short_line_and_never_none(place: Path, detail: 
     assert len(line) < 600
     assert len(line.splitlines()) == 1
     assert "\x1b" not in line
+
+
+@pytest.mark.parametrize(("lines", "words"), [(1, "1 damaged line of"), (2, "2 damaged lines of")])
+def test_damaged_lines_are_counted(lines: int, words: str, place: Path) -> None:
+    run = make_run(place, lecture(place), full_night(4))
+    with open(run / "records.jsonl", "a") as file:
+        file.write("{\n" * lines)
+    assert ("warning", f"{words} records.jsonl {'was' if lines == 1 else 'were'} left out.") in said(run)

@@ -186,8 +186,8 @@ def warnings(run: Run, now: datetime) -> Iterator[Sentence]:
         calm = ", no interruption" if run.state(now) in ("complete", "training") else ""
         yield Sentence("plain", f"On the way: no loss spike, no update that was not finite{calm}.")
     if history.damaged:
-        lines = "line was" if history.damaged == 1 else "lines were"
-        yield Sentence("warning", f"{history.damaged:,} damaged {lines} of records.jsonl left out.")
+        lines, were = ("line", "was") if history.damaged == 1 else ("lines", "were")
+        yield Sentence("warning", f"{history.damaged:,} damaged {lines} of records.jsonl {were} left out.")
     if history.events.left_out:
         yield Sentence("warning", f"The first {history.events.left_out:,} events are too many to be counted.")
     for problem in run.problems:
