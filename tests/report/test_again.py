@@ -249,3 +249,16 @@ def test_a_run_folder_whose_name_is_an_attack_is_only_a_name(
     (tmp_path / "shell").mkdir()
     [[_, argument]] = Shell(tmp_path / "shell").run(f"overnight {hint}")
     assert argument == (f"./{name}@6" if name.startswith("-") else f"{name}@6")
+
+
+@pytest.mark.parametrize(
+    ("source", "word"),
+    [("stdlib of Python 3.12.4", "stdlib"), ("text:Zen of Python 3/a.txt", "text:Zen of Python 3/a.txt")],
+)
+def test_only_the_standard_library_loses_its_version(source: str, word: str, place: tuple) -> None:
+    home, _ = place
+    make_run(home / "versions", lecture(home / "versions"), Night())
+    run = facts.open_run(str(home / "versions"))
+    run.data = Data(home / DATA)
+    run.data.manifest.request["source"] = source
+    assert again.prepare_words(run)[:3] == ["overnight", "prepare", word]

@@ -60,7 +60,8 @@ def prepare_words(run: Run) -> list[str]:
         return []
     if tokenizer not in ("gpt2", "char") and not str(tokenizer).startswith("bpe:"):  # it was a file
         tokenizer = str(run.path / runs.TOKENIZER)
-    words = ["overnight", "prepare", source.partition(" of Python ")[0]]
+    # A manifest names the version of Python that the standard library is of, a command cannot.
+    words = ["overnight", "prepare", "stdlib" if source.startswith("stdlib of Python ") else source]
     words += [*option("tokenizer", tokenizer), *option("out", run.config.data)]
     return words + (option("shard_tokens", shard) if type(shard) is int and shard != SHARD_TOKENS else [])
 
