@@ -33,6 +33,7 @@ def test_rows_without_text_are_no_documents(tmp_path: Path) -> None:
     ("table", "says"),
     [
         ({"content": ["a"], "n": [1]}, r'no column "text", but content, n: rename'),
+        ({f"c{n}": [1] for n in range(20)}, r"but c0, c1, .*, c7 \.\.\. 20 in all: rename"),
         ({"text": [1, 2]}, r'the column "text" holds int64, not strings'),
         ({"text": [["a"]]}, r'the column "text" holds list<.*>, not strings'),
         ({"text": pa.array([b"a", b"\xff"])}, r'the column "text" holds binary, not strings'),

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import IO, Any, cast
 
 from overnight import bounded_json
+from overnight.data.selection import some
 from overnight.errors import UserError
 from overnight.files import open_regular, reason
 
@@ -199,7 +200,7 @@ def read_rows(file: IO[bytes], path: Path) -> Iterator[Piece]:
         table = parquet.ParquetFile(file, buffer_size=BLOCK)
         columns = {field.name: field.type for field in table.schema_arrow}
         if "text" not in columns:
-            raise UserError(f'{path} has no column "text", but {", ".join(columns)}: rename the right one.')
+            raise UserError(f'{path} has no column "text", but {some(columns)}: rename the right one.')
         held = columns["text"]
         held = held.value_type if types.is_dictionary(held) else held
         if not (types.is_string(held) or types.is_large_string(held) or types.is_string_view(held)):
