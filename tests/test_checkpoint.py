@@ -130,6 +130,8 @@ def test_only_folders_of_a_checkpoints_name_are_checkpoints(run: Path) -> None:
     for name in names:
         (run / "checkpoints" / name).mkdir(parents=True)
     (run / "checkpoints" / "step_00000005").touch()
+    for name in ("step_000000070", "step_0000007\u0663", "step_000000001"):  # of nine digits, an Arabic one
+        (run / "checkpoints" / name).mkdir()
     assert list_steps(run) == [1, 123456789]
 
 

@@ -10,7 +10,7 @@ from overnight.files import checksum, read_bytes, reason, sha256_file
 from overnight.state import State
 
 WEIGHTS, OPTIMIZER, STATE = "model.safetensors", "optimizer.safetensors", "state.json"
-NAME = re.compile(r"step_(\d{8,})")
+NAME = re.compile(r"step_([0-9]{8,})")
 HEADER = 16 << 20  # bytes of a safetensors header, at most
 LARGEST = 64 << 30  # bytes of a file whose model is not known: checkpoints of earlier versions
 
@@ -24,12 +24,14 @@ def folder(run: Path, step: int) -> Path:
 
 
 def list_steps(run: Path) -> list[int]:
-    """Steps of the complete checkpoints, oldest first."""
+    """Steps of the complete checkpoints, oldest first. Folders whose names `folder` would not give are none
+    of ours."""
     parent = run / "checkpoints"
     if not parent.is_dir():
         return []
-    found = (NAME.fullmatch(path.name) for path in parent.iterdir() if path.is_dir())
-    return sorted(int(match[1]) for match in found if match)
+    names = (path.name for path in parent.iterdir() if path.is_dir())
+    steps = {name: int(match[1]) for name in names if (match := NAME.fullmatch(name))}
+    return sorted(step for name, step in steps.items() if name == folder(run, step).name)
 
 
 def check(path: Path, names: tuple[str, ...] = (WEIGHTS, OPTIMIZER)) -> State:
