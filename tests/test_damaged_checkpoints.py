@@ -1,6 +1,10 @@
 """A damaged checkpoint is noticed and moved aside; weights that do not fit the model are refused."""
 
+import contextlib
+import errno
 import os
+import socket
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from tests.small_checkpoint import made, publish, run, state
 
 from overnight import checkpoint, saved
-from overnight.errors import UserError
+from overnight.errors import Failure, UserError
 from overnight.saved import OPTIMIZER, STATE, WEIGHTS, Damaged, check, folder, list_steps
 
 __all__ = ["run"]
@@ -56,6 +60,54 @@ def test_damage_is_noticed(run: Path, damage: Callable[[Path], object]) -> None:
     with pytest.raises(Damaged):
         check(path)
     assert list_steps(run) == [1]  # looking changes nothing
+
+
+def fifo(path: Path) -> None:
+    os.mkfifo(path)
+
+
+def looping_link(path: Path) -> None:
+    path.symlink_to(path.name)
+
+
+def link_to_a_device(path: Path) -> None:
+    path.symlink_to("/dev/zero")
+
+
+def bound_socket(path: Path) -> None:
+    with contextlib.chdir(path.parent), socket.socket(socket.AF_UNIX) as one:  # its path may be too long
+        one.bind(path.name)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="links need a privilege, FIFOs do not exist")
+@pytest.mark.parametrize("name", [STATE, WEIGHTS, OPTIMIZER])
+@pytest.mark.parametrize("make", [fifo, looping_link, link_to_a_device, bound_socket, Path.mkdir])
+def test_what_is_not_a_file_is_damage_with_a_fall_back(
+    run: Path, make: Callable[[Path], object], name: str
+) -> None:
+    for step in (1, 2):
+        publish(run, *made(step), state(step))
+    (folder(run, 2) / name).unlink()
+    make(folder(run, 2) / name)
+    found, wrong = saved.newest_sound(run)
+    assert found is not None
+    assert found.step == 1
+    assert len(wrong) == 1
+    assert name in wrong[0]
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.EACCES, getattr(errno, "ESTALE", errno.EIO)])
+def test_a_disk_that_cannot_be_read_is_a_failure_that_names_the_file(
+    run: Path, number: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = publish(run, *made(1), state(1))
+
+    def fail(file: Path, most: int | None = None) -> str:
+        raise OSError(number, os.strerror(number), str(file))
+
+    monkeypatch.setattr(saved, "sha256_file", fail)
+    with pytest.raises(Failure, match=rf"cannot read the checkpoint .*{os.strerror(number)} \({WEIGHTS}\)"):
+        check(path)
 
 
 @pytest.mark.parametrize(

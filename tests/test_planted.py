@@ -81,19 +81,38 @@ FIFOS = [*NAMES[:7], "checkpoints/step_00000004/state.json", "checkpoints/step_0
 FIFOS += ["checkpoints/step_00000004/optimizer.safetensors"]
 
 
-@pytest.mark.parametrize("name", FIFOS)
-@pytest.mark.parametrize("verb", ["report", "inspect", "eval", "train"])
-def test_fifos_block_nothing(verb: str, name: str, run: Path, data_folder: Path, tmp_path: Path) -> None:
-    """In a process of its own, which would hang."""
-    (run / name).unlink(missing_ok=True)
-    os.mkfifo(run / name)
+def use_alone(verb: str, run: Path, data_folder: Path, tmp_path: Path) -> str:
+    """What a verb prints in a process of its own, which could hang."""
     commands = {
         "report": ["report", run], "inspect": ["inspect", run],
         "eval": ["eval", run, "--data", data_folder, "--device", "cpu"],
         "train": ["train", "shakespeare-cpu", "--run", run, "--data", data_folder, *TINY, "--steps", 6],
     }  # fmt: skip
     assert run_forked([str(part) for part in commands[verb]], tmp_path / "output") in (0, 1, 2)
-    assert "Traceback" not in (tmp_path / "output").read_text()
+    printed = (tmp_path / "output").read_text()
+    assert "Traceback" not in printed
+    return printed
+
+
+@pytest.mark.parametrize("name", FIFOS)
+@pytest.mark.parametrize("verb", ["report", "inspect", "eval", "train"])
+def test_fifos_block_nothing(verb: str, name: str, run: Path, data_folder: Path, tmp_path: Path) -> None:
+    (run / name).unlink(missing_ok=True)
+    os.mkfifo(run / name)
+    use_alone(verb, run, data_folder, tmp_path)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux has /proc")
+@pytest.mark.parametrize("name", ["records.jsonl", "checkpoints/step_00000004/model.safetensors"])
+@pytest.mark.parametrize("verb", ["report", "eval", "train"])
+def test_endless_files_end(verb: str, name: str, run: Path, data_folder: Path, tmp_path: Path) -> None:
+    """A regular file of size 0 that has 256 GB to read."""
+    (run / name).unlink()
+    (run / name).symlink_to("/proc/self/pagemap")
+    printed = use_alone(verb, run, data_folder, tmp_path)
+    read = {"report": "records.jsonl", "eval": "checkpoints/step_00000004/model.safetensors", "train": name}
+    assert ("it is a file of the system" in printed) == (read[verb] == name)
+    assert not list(run.glob("damaged_records*"))
 
 
 def test_a_lock_that_is_not_a_file_is_refused_and_a_second_name_keeps_its_content(

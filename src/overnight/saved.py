@@ -1,5 +1,6 @@
 """Find the checkpoints of a run and verify them. Imports no torch, because reports use it too."""
 
+import errno
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +13,9 @@ from overnight.state import State
 WEIGHTS, OPTIMIZER, STATE = "model.safetensors", "optimizer.safetensors", "state.json"
 NAME = re.compile(r"step_([0-9]{8,})")
 HEADER = 16 << 20  # bytes of a safetensors header, at most
+# Errors of what is not a file of ours: a FIFO, a socket, a device, a looping link, a file of the system, one
+# that is too large.
+SPECIAL = {errno.EINVAL, errno.ELOOP, errno.ENXIO, errno.ENODEV, errno.EOPNOTSUPP, errno.EFBIG}
 LARGEST = 64 << 30  # bytes of a file whose model is not known: checkpoints of earlier versions
 
 
@@ -54,8 +58,12 @@ def check(path: Path, names: tuple[str, ...] = (WEIGHTS, OPTIMIZER)) -> State:
             raise Damaged(f"{STATE} is of step {state.step}")
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
         raise Damaged(f"{reason(error)}: {error.filename}") from None
-    except OSError as error:  # a disk that cannot be read now is not a checkpoint that is wrong
-        raise Failure(f"cannot read the checkpoint {path}: {reason(error)}.") from None
+    except OSError as error:
+        if error.errno in SPECIAL:
+            raise Damaged(f"{reason(error)}: {error.filename}") from None
+        # A disk that cannot be read now is not a checkpoint that is wrong.
+        place = error.filename or path
+        raise Failure(f"cannot read the checkpoint {path}: {reason(error)} ({Path(place).name}).") from None
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise Damaged(f"{type(error).__name__}: {error}"[:200]) from None
     return state
