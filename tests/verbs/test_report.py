@@ -165,6 +165,15 @@ def test_records_that_the_checkpoint_does_not_vouch_for_are_named(how: str, run:
     assert "The newest checkpoint vouches for other records (records.jsonl " in outcome.out
 
 
+def test_a_damaged_state_of_the_newest_checkpoint_is_named(run: Path, cli: Cli) -> None:
+    path = run / "checkpoints" / "step_00000004" / "state.json"
+    path.write_text(path.read_text().replace('"seed": ', '"seed": 1'))
+    outcome = cli("report", "x")
+    assert outcome.code == 0
+    problem = "The newest checkpoint is damaged: step_00000004: state.json is not the file that was saved."
+    assert problem in " ".join(outcome.out.split())
+
+
 def test_an_environment_that_was_changed_is_a_problem_of_the_run(cli: Cli, run: Path) -> None:
     described = (run / "environment.json").read_text()
     (run / "environment.json").write_text(described.replace('"cpus": ', '"cpus": 1'))

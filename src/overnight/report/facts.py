@@ -2,6 +2,7 @@
 
 import math
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -184,8 +185,7 @@ def refresh(run: Run) -> Run:
     except OSError as error:
         run.problems.append(f"{run.path / records.FILE} cannot be read: {reason(error)}.")
     try:
-        if problem := unvouched(run):
-            run.problems.append(f"The newest checkpoint vouches for other records ({problem}).")
+        run.problems += checkpoint_problems(run)
     except (OSError, Failure) as error:
         run.problems.append(f"The records cannot be compared with the newest checkpoint: {reason(error)}.")
     except UserError:  # they cannot be read at all: reported above
@@ -210,15 +210,19 @@ def refresh(run: Run) -> Run:
     return run
 
 
-def unvouched(run: Run) -> str:
-    """How the records differ from those that the newest checkpoint vouches for; "" if they do not."""
-    state, _ = saved.newest_sound(run.path, names=())
+def checkpoint_problems(run: Run) -> Iterator[str]:
+    """What is wrong with the newest checkpoint's state.json, and how the records differ from those that the
+    newest sound one vouches for."""
+    state, wrong = saved.newest_sound(run.path, names=())
+    if wrong:
+        yield f"The newest checkpoint is damaged: {one_line(wrong[0])[:500]}."
     if state is None:
-        return ""
+        return
     key = f"{state.records_bytes} {state.records_sha256}"
     if key not in run._vouched:  # a live report refreshes every few seconds
         run._vouched[key] = records.problem(run.path, state.records_bytes, state.records_sha256)
-    return run._vouched[key]
+    if problem := run._vouched[key]:
+        yield f"The newest {'sound ' if wrong else ''}checkpoint vouches for other records ({problem})."
 
 
 def data_of(path: Path, config: Config, fingerprint: Any) -> Data:
