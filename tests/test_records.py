@@ -90,6 +90,26 @@ def test_appending_goes_on_and_sizes_count_all_that_is_written(tmp_path: Path) -
         assert len(written(tmp_path)) == count
 
 
+def test_a_record_after_a_cut_by_another_program_has_its_own_line(tmp_path: Path) -> None:
+    path, records = tmp_path / FILE, Records(tmp_path, pytest.fail)
+    for step in (1, 2):
+        records.event(step, 64, "checkpoint", {})
+    was = path.stat().st_size
+    os.truncate(path, was - 30)
+    for step in (3, 4, 5):  # it is larger again than before the cut
+        records.event(step, 64, "checkpoint", {})
+    content = path.read_bytes()
+    assert records.mark() == (len(content), hashlib.sha256(content).hexdigest())
+    assert [record["step"] for record in sound(tmp_path)] == [1, 3, 4, 5]
+    lost = f"was cut from {was:,} to {was - 30:,} bytes by another program: what was cut off is lost"
+    assert (records.mend(), records.mend()) == (lost, "")
+    os.truncate(path, 0)
+    assert records.mend() == f"was cut from {len(content):,} to 0" + lost[lost.index(" bytes") :]
+    os.truncate(path, 0)
+    assert records.mend() == ""
+    records.close()
+
+
 def test_a_torn_last_line_is_not_read(tmp_path: Path) -> None:
     assert list(read(tmp_path)) == []
     (tmp_path / FILE).write_bytes(EVENT + TRAIN + TRAIN[:-1])

@@ -208,7 +208,12 @@ def test_records_whose_handle_has_died_go_on_in_the_same_file(tmp_path: Path, mo
     log = records.Records(tmp_path, pytest.fail)
     log.event(0, 0, "start", {})
 
+    descriptor = log._file.fileno()
+
     class Stale:
+        def fileno(self) -> int:
+            return descriptor
+
         def write(self, content: bytes) -> int:
             raise OSError(errno.ESTALE, "Stale file handle")
 

@@ -7,8 +7,6 @@ Every record has kind, step (updates done), time (UTC) and tokens (trained on so
 import contextlib
 import errno
 import hashlib
-import json
-import math
 import os
 import shutil
 import time
@@ -29,7 +27,7 @@ from overnight.files import (
     unused,
     write_synced,
 )  # fmt: skip
-from overnight.record_lines import LONGEST_LINE, parse
+from overnight.record_lines import LONGEST_LINE, encoded, finite, later_events, parse
 
 FILE = "records.jsonl"
 LARGEST = 2 << 30  # bytes: 8 million steps
@@ -52,6 +50,7 @@ class Records:
         if new:
             sync(run)
         self._waiting = b""
+        self._cuts: list[str] = []
         self._measure()
         self._warn, self._warned = warn, False
         self._tell = tell
@@ -105,7 +104,7 @@ class Records:
         now = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
         record = {"kind": kind, "step": step, "time": now, "tokens": tokens} | fields
         record = finite(record)
-        line = json.dumps(record, allow_nan=False, ensure_ascii=False).encode() + b"\n"
+        line = encoded(record)
         self._sha256.update(line)
         self._size += len(line)
         self._waiting += line
@@ -122,14 +121,33 @@ class Records:
         """Write what waits. Raises OSError where the disk does not take it (yet)."""
         while self._waiting:  # a nearly full disk takes a part, then says that it is full
             try:
-                written = self._file.write(self._waiting)
+                written = self._append()
             except OSError as error:
                 if error.errno != errno.ESTALE:
                     raise
                 self._reopen()  # a file server was restarted: the handle is dead, the file is not
-                written = self._file.write(self._waiting)
+                written = self._append()
             self._waiting = self._waiting[written:]
         self._warned = False
+
+    def _append(self) -> int:
+        self._notice_cut()
+        return self._file.write(self._waiting)
+
+    def _notice_cut(self) -> None:
+        """Note it where another program has cut the file, and end the line that it cut: the next record has a
+        line of its own."""
+        was, size = self._size - len(self._waiting), os.fstat(self._file.fileno()).st_size
+        if size >= was:
+            return
+        self._cuts.append(
+            f"was cut from {was:,} to {size:,} bytes by another program: what was cut off is lost"
+        )
+        if size:
+            self._file.seek(size - 1)
+            if self._file.read(1) != b"\n":
+                self._waiting = b"\n" + self._waiting
+        self._measure()
 
     def _reopen(self) -> None:
         again = open_own(self.path, append=True)
@@ -155,10 +173,11 @@ class Records:
             os.rename(self.path, aside)
             self.write_again()
             return f"was replaced: it is written again, the other file is {aside.name}"
-        if own.st_size >= self._size - len(self._waiting):
-            return ""
-        self._measure()
-        return f"was cut to {own.st_size:,} bytes by another program: what was cut off is lost"
+        self._notice_cut()
+        with contextlib.suppress(OSError):  # they go on waiting
+            self.flush()
+        cuts, self._cuts = self._cuts, []
+        return "; ".join(cuts)
 
     def sync(self, size: int) -> None:
         """Make sure that the first `size` bytes are on the disk; may be called by another thread. Raises
@@ -178,17 +197,6 @@ class Records:
         with contextlib.suppress(OSError):  # `warn` was told
             self.flush()
         self._file.close()
-
-
-def finite(value: Any) -> Any:
-    """`value` with None for every number that JSON has no way to write."""
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    if isinstance(value, dict):
-        return {key: finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [finite(item) for item in value]
-    return value
 
 
 def read(run: Path) -> Iterator[dict[str, Any]]:
@@ -290,12 +298,3 @@ def rewind(run: Path, size: int) -> None:
             while left:
                 left = left[own.write(left) :]
             os.fsync(own.fileno())
-
-
-def later_events(file: IO[bytes]) -> Iterator[bytes]:
-    """The lines of events in the rest of a file. What is torn or damaged there is left out: no checkpoint
-    vouches for it."""
-    while line := file.readline(LONGEST_LINE):
-        with contextlib.suppress(ValueError, AttributeError, RecursionError):
-            if line.endswith(b"\n") and json.loads(line).get("kind") == "event":
-                yield line
