@@ -66,7 +66,7 @@ def test_every_known_field_is_tried_above() -> None:
 
 
 def test_an_empty_prompt_begins_a_document_and_shows_as_nothing() -> None:
-    asked = parsed({"prompt": ["", "the"]})
+    asked = parsed({"prompt": ["", "the"], "echo": True})
     assert asked.prompts[0] == (TOKENIZER.eot,)
     assert asked.shown == ("", "the")
 
@@ -75,6 +75,14 @@ def test_a_prompt_that_is_longer_than_the_model_sees_is_counted_whole_and_kept_i
     asked = parsed({"prompt": [[0, 1] * 1000, "the"]})
     assert asked.prompts == ((0, 1) * 8, tuple(TOKENIZER.encode("the").tolist()))
     assert asked.prompt_tokens == 2003
+
+
+def test_echoed_characters_are_counted_once_per_text() -> None:
+    body = {"prompt": ["the night " * 2000] * 2, "n": 16}
+    assert parsed(body).shown == ("", "")
+    assert parsed(body | {"echo": True}).shown[0] == "the night " * 2000
+    with pytest.raises(Refusal, match=r"the prompts times n have over 1,000,000 characters"):
+        parsed({"prompt": ["the night " * 3200] * 2, "n": 16, "echo": True})
 
 
 def test_digits_are_counted_before_they_are_read() -> None:

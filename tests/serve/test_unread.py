@@ -9,7 +9,7 @@ import pytest
 from tests.serve.wire import GET, LARGE, guarded, large, listening, nothing_goes_wrong, until
 
 from overnight.serve.completions import Events
-from overnight.serve.connections import CLOSING, UNREAD
+from overnight.serve.connections import BEHIND, CLOSING, STEP, UNREAD
 from overnight.serve.guard import PIECE
 
 __all__ = ["nothing_goes_wrong"]
@@ -80,6 +80,29 @@ def test_a_client_that_reads_slowly_but_steadily_gets_everything() -> None:
             assert minutes >= 7
 
     asyncio.run(ask())
+
+
+def test_a_client_that_reads_a_little_now_and_then_is_closed_in_the_end() -> None:
+    """Whatever is sent to it meanwhile; it reads enough not to be taken for one that does not read."""
+
+    async def attack() -> None:
+        async with listening(guarded(large)) as wire:
+            client = await wire.open(GET, receive_buffer=4096)
+            await until(lambda: client.protocol.flow.write_paused)
+            wire.later(0)
+            for seconds in range(50, int(BEHIND), 50):
+                given = client.protocol.output.given - client.protocol.output.unread
+                while client.protocol.output.given - client.protocol.output.unread < given + STEP:
+                    assert await client.loop.sock_recv(client.sock, 4096)
+                    await asyncio.sleep(0)
+                await until(lambda: client.protocol.output.unread > 0)
+                wire.later(seconds)
+                assert client.is_open
+            wire.later(BEHIND + 1)
+            assert wire.held == []
+            await client.closed()
+
+    asyncio.run(attack())
 
 
 def test_a_stream_that_is_not_read_ends_its_source() -> None:

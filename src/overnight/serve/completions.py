@@ -30,7 +30,8 @@ class Completions:
 
     def __init__(self, batcher: Batcher, model: str, limits: Limits, stopping: asyncio.Event):
         self.batcher, self.model, self.limits, self.stopping = batcher, model, limits, stopping
-        self.open_texts = 0
+        self.open_texts = self.open_echo = 0
+        """Texts, and echoed characters, of all answers that are being written or sent."""
         self.created = int(time.time())
 
     async def models(self, request: Request) -> Response:
@@ -47,21 +48,31 @@ class Completions:
             raise Refusal(503, batcher.error or "There is no checkpoint yet.", code="no_checkpoint")
         if self.stopping.is_set():
             raise Refusal(503, "The server is stopping.")
-        count = asked.n * len(asked.prompts)
-        if self.open_texts + count > self.limits.waiting:
-            raise Refusal(429, "Too many texts are being written: try again.", code="rate_limit_exceeded")
-        self.open_texts += count
-
-        def done() -> None:
-            self.open_texts -= count
-
+        done = self.hold(asked)
         answer = Answer(self, asked)
         if asked.stream:
             return Events(answer.events(), done)
         try:
-            return JSONResponse(await answer.whole(request))
-        finally:
+            return Whole(await answer.whole(request), done)
+        except BaseException:
             done()
+            raise
+
+    def hold(self, asked: Asked) -> Callable[[], None]:
+        """Count the request until the returned function is called. Raises Refusal where there is no room."""
+        texts, echo = asked.n * len(asked.prompts), asked.n * sum(map(len, asked.shown))
+        if self.open_texts + texts > self.limits.waiting:
+            raise Refusal(429, "Too many texts are being written: try again.", code="rate_limit_exceeded")
+        if self.open_echo + echo > self.limits.echo:
+            raise Refusal(429, "Too many prompts are being echoed: try again.", code="rate_limit_exceeded")
+        self.open_texts += texts
+        self.open_echo += echo
+
+        def done() -> None:
+            self.open_texts -= texts
+            self.open_echo -= echo
+
+        return done
 
 
 class Answer:
@@ -207,6 +218,20 @@ class Answer:
             yield "data: [DONE]\n\n"
         except Refusal as refusal:
             yield event(refusal.described())
+
+
+class Whole(JSONResponse):
+    """An answer at once. `done` is called when the client has read all but the last pieces, or has gone."""
+
+    def __init__(self, content: Any, done: Callable[[], None]):
+        super().__init__(content)
+        self.done = done
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self.done()
 
 
 class Events(StreamingResponse):

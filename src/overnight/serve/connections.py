@@ -25,6 +25,7 @@ READ = 4096  # bytes taken from a connection before the others get their turn
 HEAD_WITHIN = 10  # seconds for a complete head, counted from the end of the answer before it
 UNREAD = 60.0  # seconds in which a client reads at least STEP bytes of what is waiting for it
 CLOSING = 30.0  # the same while its connection is being closed
+BEHIND = 600.0  # seconds after which it has read everything that was sent to it, at least once
 STEP = 4096
 STALLED = 5.0  # seconds after which a client that does not read makes room for another one
 SWEEP_EVERY = 1.0  # seconds
@@ -70,8 +71,8 @@ class Protocol(H11Protocol, asyncio.BufferedProtocol):
         self.head = bytearray()
         """What has come of the next request's head."""
         self.incoming = bytearray()
-        self.read_at = self.waiting_since = self.loop.time()
-        """When the client last read, and since when the next request is waited for."""
+        self.read_at = self.caught_up_at = self.waiting_since = self.loop.time()
+        """When the client last read, when it had read all, and since when the next request is waited for."""
         self.read = 0
         """Bytes that it had read then."""
 
@@ -175,7 +176,9 @@ class Protocol(H11Protocol, asyncio.BufferedProtocol):
             self.read_at, self.read = now, read
         if unread:
             self.waiting_since = now
-            return now - self.read_at > (CLOSING if self.transport.is_closing() else UNREAD)
+            slow = now - self.read_at > (CLOSING if self.transport.is_closing() else UNREAD)
+            return slow or now - self.caught_up_at > BEHIND
+        self.caught_up_at = now
         return self.waiting and now - self.waiting_since > HEAD_WITHIN
 
     def abort(self) -> None:

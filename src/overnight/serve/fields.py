@@ -25,7 +25,8 @@ KNOWN = (
 
 
 DIGITS = 100  # of a whole number; reading one takes time that grows with their square
-MOST_SHOWN = 1_000_000  # characters of prompts to echo; a token can stand for a hundred
+MOST_SHOWN = 1_000_000  # characters of prompts to echo times n; a token can stand for a hundred
+TOO_MUCH_ECHO = f"echo: the prompts times n have over {MOST_SHOWN:,} characters: ask for fewer at a time."
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,9 @@ class Limits:
     seconds: float = 600.0
     """For an answer."""
     waiting: int = 256
-    """Texts of all requests together, being written or waiting."""
+    """Texts of all requests together, waiting, being written or sent."""
+    echo: int = 8 * MOST_SHOWN
+    """Characters of prompts to echo times n, of all requests together."""
 
 
 @dataclass(frozen=True)
@@ -115,6 +118,8 @@ def parse(body: Any, model: str, tokenizer: Tokenizer, block_size: int, limits: 
         raise wrong("top_p", "top_p is 0: give more than 0, at most 1.")
     if asked.n * len(prompts) > limits.texts:
         raise wrong("n", f"{len(prompts)} prompts x n {asked.n}: at most {limits.texts} texts a request.")
+    if asked.n * sum(map(len, shown)) > MOST_SHOWN:
+        raise wrong("prompt", TOO_MUCH_ECHO)
     if asked.echo and asked.logprobs is not None and max(map(len, prompts)) > block_size:
         told = f"The model sees {block_size:,} tokens: a longer prompt cannot be judged."
         raise Refusal(400, told, "prompt", "context_length_exceeded")
@@ -148,9 +153,9 @@ def prompts_of(
             encoded = one
         else:
             raise wrong("prompt", f"prompt: token ids are whole numbers below {tokenizer.vocab_size:,}.")
-        shown.append(one if isinstance(one, str) else tokenizer.decode(encoded) if echo else "")
+        shown.append("" if not echo else one if isinstance(one, str) else tokenizer.decode(encoded))
         if sum(map(len, shown)) > MOST_SHOWN:
-            raise wrong("prompt", f"echo: the prompts have over {MOST_SHOWN:,} characters.")
+            raise wrong("prompt", TOO_MUCH_ECHO)
         ids.append(tuple(encoded) or (tokenizer.eot,))
     return tuple(ids), tuple(shown)
 
