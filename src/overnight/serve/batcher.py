@@ -167,7 +167,8 @@ class Batcher:
         return self.loaded is not have
 
     def _drop(self, slots: Slots) -> None:
-        """Let go of the texts that nobody waits for."""
+        """Let go of the texts that nobody waits for, whether they have begun or not."""
+        self._waiting = deque(job for job in self._waiting if not job.gone)
         self._leave(
             slots, [text for text in slots.texts if not self._owners[text][0].wants(self._owners[text][1])]
         )
@@ -175,8 +176,6 @@ class Batcher:
     def _admit(self, slots: Slots) -> None:
         """Begin the texts that have waited longest, one prompt between two steps, so that those that are
         being written go on."""
-        while self._waiting and self._waiting[0].gone:
-            self._waiting.popleft()
         if not self._waiting or not slots.free:
             return
         job = self._waiting[0]
