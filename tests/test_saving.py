@@ -208,16 +208,17 @@ def test_records_whose_handle_has_died_go_on_in_the_same_file(tmp_path: Path, mo
     log = records.Records(tmp_path, pytest.fail)
     log.event(0, 0, "start", {})
 
-    descriptor = log._file.fileno()
+    handle = log._file
 
     class Stale:
         def fileno(self) -> int:
-            return descriptor
+            return handle.fileno()
 
         def write(self, content: bytes) -> int:
             raise OSError(errno.ESTALE, "Stale file handle")
 
-        def close(self) -> None: ...
+        def close(self) -> None:
+            handle.close()
 
     log._file = Stale()  # type: ignore[assignment]
     log.event(1, 64, "done", {})
