@@ -1,12 +1,13 @@
-"""The lines of records.jsonl: how a record is written, and which of them are records."""
+"""The lines of records.jsonl: how a record is written, and which lines are sound records."""
 
-import contextlib
 import json
 import math
+import zlib
 from collections.abc import Iterator
 from typing import IO, Any
 
 LONGEST_LINE = 16 << 20  # bytes; a sample of a million tokens has less
+CRC = b', "crc": "%08x"}\n'
 LOSS = {"loss": float | None}
 READ: dict[str, dict[str, Any]] = {"train": LOSS, "val": LOSS, "event": {"name": str, "detail": dict}}
 
@@ -23,17 +24,28 @@ def finite(value: Any) -> Any:
 
 
 def encoded(record: dict[str, Any]) -> bytes:
-    """The line of a record."""
-    return json.dumps(record, allow_nan=False, ensure_ascii=False).encode() + b"\n"
+    """The line of a record, with its checksum as the last field."""
+    return with_crc(json.dumps(record, allow_nan=False, ensure_ascii=False).encode() + b"\n")
+
+
+def with_crc(line: bytes) -> bytes:
+    """A line of JSON with one more field: the CRC-32 of the line without it and without its newline."""
+    return line[:-2] + CRC % zlib.crc32(line[:-1])
 
 
 def parse(line: bytes) -> dict[str, Any] | None:
-    """The record in a line; None for what is no record."""
+    """The record in a line, without its checksum; None for what is no record, or is not what was written.
+    Records of earlier versions have no checksum."""
     try:
         record = json.loads(line)
     except (ValueError, RecursionError):
         return None
-    return record if is_record(record) else None
+    if not is_record(record):
+        return None
+    if "crc" in record and line != with_crc(line[: -len(CRC % 0)] + b"}\n"):
+        return None
+    record.pop("crc", None)
+    return record
 
 
 def is_record(value: Any) -> bool:
@@ -51,6 +63,5 @@ def later_events(file: IO[bytes]) -> Iterator[bytes]:
     """The lines of events in the rest of a file. What is torn or damaged there is left out: no checkpoint
     vouches for it."""
     while line := file.readline(LONGEST_LINE):
-        with contextlib.suppress(ValueError, AttributeError, RecursionError):
-            if line.endswith(b"\n") and json.loads(line).get("kind") == "event":
-                yield line
+        if line.endswith(b"\n") and (record := parse(line)) and record["kind"] == "event":
+            yield line
