@@ -54,12 +54,13 @@ class Batcher:
         self._waiting: deque[Job] = deque()
         self._owners: dict[Text, tuple[Job, int]] = {}
         self._looked = -LOOK_EVERY
-        self._newest = -1
-        """The newest step that was tried."""
+        self._tried: tuple[int, ...] | None = None
+        """The newest checkpoint when one was last loaded, or could not be."""
         self.closing = False
         config = read_config(self.run)[0].model if self.run else None
         try:
-            self.load()
+            self._tried = self._newest() if self.follows else None
+            self.loaded = resolve.load(self.name, self.device, self.own_tokenizer)
         except UserError as error:
             if not self.follows:
                 raise
@@ -77,11 +78,6 @@ class Batcher:
         self.block_size = config.block_size
         if self.loaded:
             self._try_out(self.loaded)
-
-    def load(self) -> None:
-        self.loaded = resolve.load(self.name, self.device, self.own_tokenizer)
-        self._newest = max(self._newest, self.loaded.step or 0)
-        self.error = ""
 
     def _try_out(self, loaded: resolve.Loaded) -> None:
         """Write one token, so that what this machine cannot do is told before anybody asks."""
@@ -157,14 +153,43 @@ class Batcher:
         if self.run is None or not self.follows or now - self._looked < LOOK_EVERY:
             return False
         self._looked = now
-        steps, have = saved.list_steps(self.run), self.loaded
-        begun_anew = have is not None and have.step not in steps  # or pruned: then there is a newer one
-        if not steps or (steps[-1] <= self._newest and not begun_anew):
+        newest = self._newest()
+        if newest is None or newest == self._tried:
             return False
-        self._newest = steps[-1]
-        with contextlib.suppress(UserError):  # being taken away, or damaged: the old one stays
-            self.load()
-        return self.loaded is not have
+        self._tried = newest
+        try:
+            loaded = resolve.load(self.name, self.device, self.own_tokenizer)
+        except UserError:  # being taken away, or damaged: the old one stays
+            return False
+        if problem := self.problem(loaded):
+            log.error("%s", problem)
+            self.error = problem
+            return False
+        self.loaded, self.error = loaded, ""
+        return True
+
+    def _newest(self) -> tuple[int, ...] | None:
+        """The newest checkpoint of the run: its step, and what of its files differs after the run was deleted
+        and trained again, or once they have been copied completely."""
+        assert self.run is not None
+        try:
+            step = saved.list_steps(self.run)[-1]
+            folder = saved.folder(self.run, step)
+            files = [(folder / name).stat() for name in (saved.STATE, saved.WEIGHTS)]
+        except (IndexError, OSError):  # there is none, or it is being deleted
+            return None
+        return step, *(part for file in files for part in (file.st_ino, file.st_size, file.st_mtime_ns))
+
+    def problem(self, loaded: resolve.Loaded) -> str:
+        """Why a later checkpoint cannot be served; "" if it can. Waiting prompts were encoded, and shortened,
+        with the tokenizer and block size that the server started with."""
+        same_tokenizer = loaded.tokenizer and loaded.tokenizer.sha256 == self.tokenizer.sha256
+        if same_tokenizer and loaded.weights.config.block_size == self.block_size:
+            return ""
+        return (
+            f"{loaded.origin} has another tokenizer or block size than the run had before: "
+            "it is not served. Restart `overnight serve`."
+        )
 
     def _drop(self, slots: Slots) -> None:
         """Let go of the texts that nobody waits for, whether they have begun or not."""
