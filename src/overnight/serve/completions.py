@@ -4,8 +4,9 @@ import asyncio
 import json
 import secrets
 import time
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Iterable
 from contextlib import aclosing
+from functools import partial
 from typing import Any
 
 from starlette.requests import Request
@@ -177,8 +178,8 @@ class Answer:
             "prompt_tokens": prompt, "completion_tokens": self.tokens, "total_tokens": prompt + self.tokens
         }  # fmt: skip
 
-    async def whole(self, request: Request) -> dict[str, Any]:
-        """The answer at once. A client that goes away meanwhile ends it."""
+    async def whole(self, request: Request) -> bytes:
+        """The answer at once, as JSON. A client that goes away meanwhile ends it."""
 
         async def write() -> None:
             async with aclosing(self.pieces()) as pieces:
@@ -195,35 +196,51 @@ class Answer:
             for task in (writing, leaving):
                 task.cancel()
             await asyncio.gather(writing, leaving, return_exceptions=True)
-        choices = [self.choice(which, first=True) for which in range(len(self.writings))]
-        return self.head | {"choices": choices, "usage": self.usage()}
+        return await asyncio.to_thread(self.complete)
 
-    async def events(self) -> AsyncGenerator[str]:
+    def complete(self) -> bytes:
+        """The whole answer as JSON."""
+        choices = (self.choice(which, first=True) for which in range(len(self.writings)))
+        return self.encoded(choices, usage=self.usage())
+
+    def encoded(self, choices: Iterable[dict[str, Any]], **rest: Any) -> bytes:
+        """An answer or a part of it as JSON. Each text on its own: json.dumps lets no other thread run
+        before it returns."""
+        texts = b",".join(compact(choice) for choice in choices)
+        return b'{"choices":[' + texts + b"]," + compact(self.head | rest)[1:]
+
+    def step(self, touched: list[int], begun: set[int], ended: set[int]) -> bytes:
+        """The event for what is new of the texts `touched`, if anything; notes which have begun and ended."""
+        choices = [self.choice(which, which not in begun) for which in touched if which not in ended]
+        choices = [one for one in choices if one["text"] or one["finish_reason"]]
+        begun |= {choice["index"] for choice in choices}
+        ended |= {choice["index"] for choice in choices if choice["finish_reason"]}
+        return b"data: " + self.encoded(choices) + b"\n\n" if choices else b""
+
+    async def events(self) -> AsyncGenerator[bytes]:
         """The answer as it is written: server-sent events, [DONE] last."""
         begun: set[int] = set()
         ended: set[int] = set()
         try:
             async with aclosing(self.pieces()) as pieces:
                 async for touched in pieces:
-                    choices = [
-                        self.choice(which, which not in begun) for which in touched if which not in ended
-                    ]
-                    choices = [one for one in choices if one["text"] or one["finish_reason"]]
-                    begun |= {choice["index"] for choice in choices}
-                    ended |= {choice["index"] for choice in choices if choice["finish_reason"]}
-                    if choices:
-                        yield event(self.head | {"choices": choices})
+                    # Probabilities can take seconds to encode; text takes less than handing it to a thread.
+                    step = partial(self.step, touched, begun, ended)
+                    if said := step() if self.asked.logprobs is None else await asyncio.to_thread(step):
+                        yield said
             if self.asked.usage:
                 yield event(self.head | {"choices": [], "usage": self.usage()})
-            yield "data: [DONE]\n\n"
+            yield b"data: [DONE]\n\n"
         except Refusal as refusal:
             yield event(refusal.described())
 
 
-class Whole(JSONResponse):
+class Whole(Response):
     """An answer at once. `done` is called when the client has read all but the last pieces, or has gone."""
 
-    def __init__(self, content: Any, done: Callable[[], None]):
+    media_type = "application/json"
+
+    def __init__(self, content: bytes, done: Callable[[], None]):
         super().__init__(content)
         self.done = done
 
@@ -251,8 +268,12 @@ class Events(StreamingResponse):
             self.done()
 
 
-def event(content: dict[str, Any]) -> str:
-    return f"data: {json.dumps(content)}\n\n"
+def compact(content: dict[str, Any]) -> bytes:
+    return json.dumps(content, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
+
+
+def event(content: dict[str, Any]) -> bytes:
+    return b"data: " + compact(content) + b"\n\n"
 
 
 async def gone(request: Request) -> None:
