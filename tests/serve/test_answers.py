@@ -70,3 +70,10 @@ def test_the_server_answers_others_while_an_answer_is_encoded(
     choices = json.loads(parts[0])["choices"]
     assert [choice["index"] for choice in choices] == [0, 1]
     assert choices[0]["logprobs"]["token_logprobs"] == [-0.5] * 3
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_what_is_not_json_is_never_sent(stream: bool) -> None:
+    """Parsers of JSON refuse NaN; the model's thread reports an error in place of it."""
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        asyncio.run(asked(Drawn(2, float("nan")), stream))

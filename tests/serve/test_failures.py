@@ -1,10 +1,11 @@
 """A model that fails: the request gets an error, and the server keeps running."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tests.editing import edit
-from tests.serve.running import serving
+from tests.serve.running import events, serving
 
 from overnight.files import sha256_file
 
@@ -42,7 +43,11 @@ def test_weights_that_have_diverged_are_an_error_and_not_an_end(run: Path) -> No
     sha256 = sha256_file(folder / "model.safetensors")
     edit(folder / "state.json", lambda state: state["sha256"].update({"model.safetensors": sha256}))
     with serving(run) as server:
-        for _ in range(2):
-            reply = server.complete(model="x", prompt="the", max_tokens=5)
+        judged = {"echo": True, "logprobs": 2}
+        for fields in ({}, {}, {"logprobs": 2}, judged, judged | {"max_tokens": 0}, judged | {"n": 3}):
+            asked: dict[str, Any] = {"model": "x", "prompt": ["the", "a"], "max_tokens": 5} | fields
+            reply = server.complete(**asked)
             assert reply.status == 500
             assert "its weights have diverged" in reply.json["error"]["message"]
+            told = events(server.stream(**asked))
+            assert "its weights have diverged" in told[-1]["error"]["message"]

@@ -6,6 +6,7 @@ each Job.
 
 import contextlib
 import logging
+import math
 import queue
 import time
 from collections import deque
@@ -34,6 +35,7 @@ LONGEST_TOKEN = 10_000  # bytes; GPT-2's longest has 128
 PART = 128  # positions whose logits are held at a time
 
 TOO_MUCH = "the device's memory does not hold so many texts of this length"
+DIVERGED = "the model's output is not a number: its weights have diverged"
 BROKEN = "the server made a mistake; its log says which"
 log = logging.getLogger("overnight.serve")
 
@@ -206,7 +208,12 @@ class Batcher:
         job = self._waiting[0]
         if job.judge_prompt:
             job.judge_prompt = False
-            for drawn in judge(slots.model, slots.n_ids, job.texts[0]):
+            told = judge(slots.model, slots.n_ids, job.texts[0])
+            if any(map(diverged, told)):
+                self._waiting.popleft()
+                job.tell(0, DIVERGED)
+                return
+            for drawn in told:
                 job.tell(0, drawn)
         together = job.texts[job.begun : job.begun + slots.free] if job.length else []
         for text in together:
@@ -226,8 +233,8 @@ class Batcher:
         for text, one in zip(texts, drawn, strict=True):
             job, which = self._owners[text]
             reason = ""
-            if one.token == NOT_A_NUMBER:
-                reason = "the model's output is not a number: its weights have diverged"
+            if diverged(one):
+                reason = DIVERGED
             elif one.token == self.tokenizer.eot:
                 reason = "stop"
             else:
@@ -265,6 +272,12 @@ def judge(model: Network, n_ids: int, text: Text) -> list[Drawn]:
         ):
             told.append(judged(row, token, text.alternatives or 0))
     return told
+
+
+def diverged(drawn: Drawn) -> bool:
+    """Whether there is no token, or a probability is not a number."""
+    logprobs = [logprob for _, logprob in drawn.likeliest]
+    return drawn.token == NOT_A_NUMBER or not all(map(math.isfinite, [drawn.logprob or 0.0, *logprobs]))
 
 
 def rows_that_fit(model: Network) -> int:
