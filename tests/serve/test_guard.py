@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from tests.serve.running import Reply, Server, serving, until
 
-from overnight.serve.guard import HEADERS, MOST_REQUESTS
+from overnight.serve.guard import HEADERS, MOST_REQUESTS, hosts_of
 from overnight.serve.live import MOST_FOLLOWERS
 from overnight.serve.pages import PLOTLY
 
@@ -48,6 +48,13 @@ def test_its_own_page_may_ask(server: Server) -> None:
     for host in ("127.0.0.1", "localhost", "LocalHost", "[::1]"):
         name = f"{host}:{server.port}"
         assert post(server, Host=name, Origin=f"http://{name.lower()}").status == 200
+
+
+def test_the_host_that_is_listened_on_may_be_given_in_capitals(trained: Path) -> None:
+    assert hosts_of(["MyMachine"], 80) == {"mymachine:80", "mymachine"}
+    with serving(trained, "--host", "LocalHost") as one:
+        for host in ("LocalHost", "localhost", "127.0.0.1"):
+            assert one.ask("GET", "/v1/models", Host=f"{host}:{one.port}").status == 200
 
 
 @pytest.mark.parametrize(

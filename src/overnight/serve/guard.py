@@ -221,6 +221,6 @@ def in_cookies(headers: Headers) -> list[str]:
 
 
 def hosts_of(names: Iterable[str], port: int) -> frozenset[str]:
-    """What the Host header may be for a server on `port`."""
+    """What the Host header, in lower case, may be for a server on `port`."""
     suffixes = (f":{port}", "") if port == 80 else (f":{port}",)
-    return frozenset(name + suffix for name in names for suffix in suffixes)
+    return frozenset(name.lower() + suffix for name in names for suffix in suffixes)
