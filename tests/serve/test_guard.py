@@ -222,6 +222,19 @@ def test_clients_that_never_read_keep_nobody_from_being_answered(server: Server)
         assert server.ask("GET", "/").status == 200
 
 
+def test_the_head_of_the_events_is_not_a_follower(server: Server) -> None:
+    for _ in range(MOST_FOLLOWERS + 1):
+        reply = server.ask("HEAD", "/events")
+        assert (reply.status, reply.body) == (200, b"")
+        assert reply.headers["content-type"].startswith("text/event-stream")
+    with closing(server.connect()) as connection:  # which is usable for a next request
+        for method, path in (("HEAD", "/events"), ("GET", "/v1/models")):
+            connection.request(method, path)
+            answer = connection.getresponse()
+            answer.read()
+            assert answer.status == 200
+
+
 def test_dashboards_that_follow_a_run_are_counted(server: Server) -> None:
     held = []
     for _ in range(MOST_FOLLOWERS):

@@ -66,7 +66,8 @@ class Guard:
                 await self.app(scope, receive, send)
             return  # no websockets here
         number = id(scope)
-        send = self.counting(with_headers(in_pieces(send)), number)
+        shorten = without_body if scope["method"] == "HEAD" else in_pieces
+        send = self.counting(with_headers(shorten(send)), number)
         self.working.add(number)
         try:
             self.check(scope)
@@ -174,6 +175,19 @@ def with_headers(send: Send) -> Send:
                 headers.setdefault(name, value)
             headers.setdefault("Cache-Control", "no-store")
         await send(message)
+
+    return sending
+
+
+def without_body(send: Send) -> Send:
+    """Complete the answer to a HEAD request with its headers: the client has all of it then and may send the
+    next request, and a stream sees that it has ended."""
+
+    async def sending(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            await send(message)
+            await send({"type": "http.response.body", "body": b""})
+        await asyncio.sleep(0)
 
     return sending
 
