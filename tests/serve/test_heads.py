@@ -113,6 +113,25 @@ def test_chunks_that_are_none_end_the_connection(body: bytes) -> None:
     asyncio.run(attack())
 
 
+@pytest.mark.parametrize("length", [0, 5, 500])
+def test_a_connection_is_closed_after_a_request_with_two_lengths(length: int) -> None:
+    """What a proxy took for the body can be the beginning of a request of somebody else."""
+
+    async def attack() -> None:
+        bodies: list[bytes] = []
+        async with listening(echo(bodies)) as wire:
+            lengths = f"Content-Length: {length}\r\nTransfer-Encoding: chunked\r\n\r\n".encode()
+            client = await wire.open(POST + lengths)
+            await client.send(b"3\r\nabc\r\n0\r\n\r\n")
+            got = await client.closed()
+            assert got.startswith(b"HTTP/1.1 200")
+            assert got.endswith(b"hello")
+            assert bodies == [b"abc"]
+            assert wire.held == []
+
+    asyncio.run(attack())
+
+
 def test_a_client_that_asks_whether_to_go_on_is_refused_before_it_sends_its_body() -> None:
     async def ask() -> None:
         bodies: list[bytes] = []

@@ -107,6 +107,9 @@ class Protocol(H11Protocol, asyncio.BufferedProtocol):
         super().data_received(data)
         if self.conn.their_state is not h11.SEND_BODY and self.conn.trailing_data[0]:
             self.close_after_answer()
+        elif {b"content-length", b"transfer-encoding"} <= {name for name, _ in self.headers or ()}:
+            # A proxy may have believed the other length (RFC 9112, 6.1), and see another request here.
+            self.close_after_answer()
 
     def whole_head(self, data: bytes) -> bytes:
         """A complete head and what came after it; nothing while it is incomplete, or when it was refused."""
