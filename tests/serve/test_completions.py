@@ -1,5 +1,6 @@
 """OpenAI's completions, asked with OpenAI's own client, of a real server."""
 
+import json
 import threading
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from tests.serve.running import Server, events
 from overnight import resolve
 from overnight.decode import Sampling
 from overnight.generate import texts
+from overnight.serve.completions import event
 
 
 @pytest.fixture(scope="module")
@@ -88,6 +90,13 @@ def test_a_stream_says_the_same_piece_by_piece(client: openai.OpenAI) -> None:
         assert offsets == choice.logprobs.text_offset
     assert chunks[-1].usage == whole.usage
     assert len({chunk.id for chunk in chunks}) == 1
+
+
+def test_no_text_ends_the_line_of_an_event() -> None:
+    """Some clients end a line where Unicode does, as `str.splitlines`."""
+    said = event({"text": "a\u2028b\x85c\nd"})
+    assert len(said.decode().splitlines()) == 2  # the event and the empty line behind it
+    assert json.loads(said.removeprefix(b"data: ")) == {"text": "a\u2028b\x85c\nd"}
 
 
 def test_a_stream_ends_with_done(server: Server) -> None:

@@ -269,7 +269,8 @@ class Events(StreamingResponse):
 
 
 def compact(content: dict[str, Any]) -> bytes:
-    return json.dumps(content, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
+    """JSON in ASCII: some clients end the line of an event at U+2028 or U+0085."""
+    return json.dumps(content, allow_nan=False, separators=(",", ":")).encode()
 
 
 def event(content: dict[str, Any]) -> bytes:
