@@ -39,6 +39,7 @@ FILES += ["data/manifest.json", "data/tokenizer.json", "data/val_000000.bin"]
 @pytest.mark.parametrize("name", FILES)
 def test_an_evaluation_is_refused_or_right(name: str, sound: Path, cli: Cli, tmp_path: Path) -> None:
     expected = json.loads(evaluate(cli, sound).out)
+    assert expected["model"].pop("damaged") == []
     folder = Path(shutil.copytree(sound, tmp_path / "folder"))
     path, draw, noticed = folder / name, random.Random(name), 0
     size = path.stat().st_size
@@ -52,7 +53,9 @@ def test_an_evaluation_is_refused_or_right(name: str, sound: Path, cli: Cli, tmp
         if done.code == 0:
             found = json.loads(done.out)
             expected["model"]["name"] = found["model"]["name"]
+            damaged = found["model"].pop("damaged")
             assert found == expected, f"byte {byte}, bit {bit}"
+            assert bool(damaged) == (done.err != ""), f"byte {byte}, bit {bit}"
         else:
             assert (done.code, done.out) == (2, "")
             assert 1 <= len(done.err.splitlines()) <= 3
