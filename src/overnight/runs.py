@@ -13,7 +13,7 @@ from overnight.files import read_json
 
 CONFIG, ENVIRONMENT, TOKENIZER = "config.json", "environment.json", "tokenizer.json"
 
-# What may differ when a run goes on; of steps, only more.
+# What may differ when a run is resumed; steps may only grow.
 FREE = {"steps", "eval_every", "val_tokens", "save_every", "sample_every", "keep", "device", "processes"}
 FREE |= {"max_minutes", "max_restarts", "verify", "profile", "track"}
 FREE |= {"hellaswag_every", "hellaswag_items", "hellaswag_file"}
@@ -37,6 +37,8 @@ def read_config(run: Path) -> tuple[Config, dict[str, Any]]:
 def parse_config(described: dict[str, Any], where: str) -> tuple[Config, dict[str, Any]]:
     """The same from the content of config.json; `where` names the file in errors."""
     extra = {key: described.get(key) for key in ("preset", "auto", "data_fingerprint")}
+    if not isinstance(extra["auto"], dict):
+        extra["auto"] = {}
     config = from_dict({key: value for key, value in described.items() if key not in extra}, where)
     return replace(config, model=config.model.sized()), extra
 
@@ -56,8 +58,7 @@ def vouched_config(run: Path, saved: dict[str, Any]) -> tuple[Config, dict[str, 
         return vouched, told, str(error).splitlines()[0]
     if vouched.model != config.model:
         return vouched, told, f"{run / CONFIG} describes another model than the checkpoint."
-    auto = set(extra["auto"] or {}) | set(told["auto"] or {})
-    other = differing(config, vouched) - FREE - PLACES - auto
+    other = differing(config, vouched) - FREE - PLACES - extra["auto"].keys() - told["auto"].keys()
     if other or extra["data_fingerprint"] != told["data_fingerprint"]:
         why = ", ".join(sorted(other)) or "the data"
         return vouched, told, f"{run / CONFIG} is of another run than the checkpoint: it differs in {why}."

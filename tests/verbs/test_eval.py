@@ -71,6 +71,12 @@ def test_the_config_of_another_run_is_not_used(
     assert json.loads(done.out) == expected | {"model": expected["model"] | {"damaged": [problem]}}
 
 
+@pytest.mark.parametrize("auto", [5, [[1]], "x", None])
+def test_a_list_of_autos_that_is_none_costs_nothing(run: Path, cli: Cli, auto: object) -> None:
+    edit(run / "config.json", lambda config: config.update(auto=auto))
+    assert cli("eval", "x", "--device", "cpu").code == 0
+
+
 def test_what_may_change_when_a_run_goes_on_is_no_other_run(run: Path, cli: Cli) -> None:
     edit(run / "config.json", lambda config: config.update(steps=9, save_every=2, val_tokens=100))
     assert cli("eval", "x", "--device", "cpu").err == ""

@@ -90,3 +90,31 @@ def test_a_file_that_claims_more_than_it_has_is_refused(tmp_path: Path, change: 
         path.write_bytes(path.read_bytes().replace(b"PK\x01\x02\x14\x03\x14", b"PK\x01\x02\x14\x03\x63"))
     with pytest.raises(UserError, match=r"is packed|is damaged"), TorchFile(path) as file:
         file.tensor("wte.weight", file.saved["model"]["wte.weight"])
+
+
+def test_an_empty_tensor_of_an_impossible_shape_is_refused(tmp_path: Path) -> None:
+    torch.save({"model": {"wte.weight": torch.zeros(4)}}, tmp_path / "x.pt")
+    with TorchFile(tmp_path / "x.pt") as file:
+        storage = file.saved["model"]["wte.weight"].storage
+        for shape in ((0, 2**70), (0, 2**40, 2**40), (0, *[1] * 100_000)):
+            try:
+                found = file.tensor("wte.weight", Stored(storage, 0, shape, (1,) * len(shape)))
+            except UserError as error:
+                assert "has an impossible shape" in str(error)  # noqa: PT017
+            else:
+                assert found.numel() == 0
+
+
+def test_a_name_of_a_megabyte_is_not_shown_whole(tmp_path: Path) -> None:
+    sizes = {"n_layer": 1, "n_head": 1, "n_embd": 8, "block_size": 8, "vocab_size": 20}
+    torch.save({"model": {"x" * 10**6: torch.zeros(4)}, "model_args": sizes}, tmp_path / "x.pt")
+    with pytest.raises(UserError) as refused:
+        nanogpt.read(tmp_path / "x.pt")
+    assert len(str(refused.value)) < 500
+
+
+@pytest.mark.skipif(not Path("/proc/self/pagemap").exists(), reason="the system has no such file")
+def test_a_file_of_the_system_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "x.pt").symlink_to("/proc/self/pagemap")
+    with pytest.raises(UserError, match=r"cannot read .*: it is a file of the system, not of a disk"):
+        nanogpt.read(tmp_path / "x.pt")

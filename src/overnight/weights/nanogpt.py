@@ -19,6 +19,7 @@ from overnight.weights.tensors import LARGEST, Weights, check
 from overnight.weights.torch_file import Stored, TorchFile
 
 SIZES = ("n_layer", "n_head", "n_embd", "block_size", "vocab_size")
+LONGEST_NAME = 200  # characters; a name of nanoGPT's has under 60
 GPT2_ROWS = (50_257, 50_304)
 MASK = re.compile(r"\.attn\.bias$")  # a buffer, of (1, 1, T, T), where torch had no fused attention
 
@@ -33,7 +34,7 @@ def read(path: Path) -> Weights:
         room = path.stat().st_size
         for name, stored in file.saved["model"].items():
             numbers = isinstance(stored, Stored) and stored.dtype.is_floating_point
-            if not isinstance(name, str) or not numbers:
+            if not isinstance(name, str) or len(name) > LONGEST_NAME or not numbers:
                 raise UserError(f"{path}: {reprlib.repr(name)} in its model is no tensor of floating point.")
             # A view can claim any size of a small storage, and would be copied out to it.
             room -= 0 if name.endswith("lm_head.weight") else stored.n_bytes

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from overnight.errors import UserError
-from overnight.files import open_regular
+from overnight.files import open_regular, reason
 
 CHUNK = 1 << 24  # bytes read at once
 LARGEST = 2 << 20  # bytes of a description; 96 layers with AdamW's state take 900 kB
@@ -78,7 +78,10 @@ class TorchFile:
     def __init__(self, path: Path):
         self.path = path
         self._storages: dict[str, Tensor] = {}
-        self._file = open_regular(path)
+        try:
+            self._file = open_regular(path)
+        except OSError as error:
+            raise UserError(f"cannot read {path}: {reason(error)}.") from None
         try:
             self._zip = zipfile.ZipFile(self._file)
             self._check_packing()
@@ -97,11 +100,9 @@ class TorchFile:
             ) from None
         except BaseException as error:
             self._file.close()
-            # EINVAL: a damaged zip can name a place before the file's begin.
-            unreadable = isinstance(error, OSError) and error.errno != errno.EINVAL
-            if unreadable or isinstance(error, UserError) or not isinstance(error, Exception):
+            if is_disks(error) or isinstance(error, UserError) or not isinstance(error, Exception):
                 raise
-            # Bytes that are no checkpoint fail in many ways.
+            # Other bytes fail in many ways.
             raise UserError(f"{path} is damaged or no checkpoint of torch 1.6 or newer.") from None
 
     def _check_packing(self) -> None:
@@ -119,7 +120,10 @@ class TorchFile:
         last = stored.offset + sum((n - 1) * by for n, by in zip(stored.shape, stored.stride, strict=True))
         if math.prod(stored.shape) and last >= len(elements):
             raise UserError(f"{self.path} is damaged: {name} is larger than its storage.")
-        return elements.as_strided(stored.shape, stored.stride, stored.offset)
+        try:
+            return elements.as_strided(stored.shape, stored.stride, stored.offset)
+        except (RuntimeError, TypeError, ValueError, OverflowError):  # nothing in it, but of 2**64 rows
+            raise UserError(f"{self.path} is damaged: {name} has an impossible shape.") from None
 
     def _storage(self, name: str, storage: Storage) -> Tensor:
         if storage.key not in self._storages:
@@ -132,7 +136,9 @@ class TorchFile:
                         content[at : at + len(part)] = torch.frombuffer(bytearray(part), dtype=torch.uint8)
                         if len(part) != min(CHUNK, len(content) - at):
                             raise ValueError
-            except (KeyError, ValueError, EOFError, NotImplementedError, zipfile.BadZipFile):
+            except Exception as error:
+                if is_disks(error):
+                    raise
                 raise UserError(f"{self.path} is damaged: it does not have the content of {name}.") from None
             self._storages[storage.key] = content
         content = self._storages[storage.key]
@@ -146,6 +152,11 @@ class TorchFile:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._file.close()
+
+
+def is_disks(error: BaseException) -> bool:
+    """Whether the disk cannot be read. A damaged zip can name a place before the file (EINVAL)."""
+    return isinstance(error, OSError) and error.errno != errno.EINVAL
 
 
 class NotPlain(Exception):
