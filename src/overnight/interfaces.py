@@ -54,10 +54,10 @@ def addresses(interface: str) -> list[str]:
 
 @contextlib.contextmanager
 def closed_afterwards() -> Iterator[None]:
-    """Let nobody connect, from the end of the `with` on, to the sockets that began to listen in it.
+    """After the `with`, refuse further connections to the sockets that began to listen in it.
 
-    gloo listens as long as it lives, keeps what strangers open, and aborts when it has no descriptors left.
-    So the system (Linux) drops what comes to these sockets; the connections that they have are not touched.
+    gloo listens until the process ends, keeps every connection that a stranger opens, and aborts when it runs
+    out of descriptors. Linux therefore drops all packets to these sockets; existing connections stay.
     """
     before = set(listening())
     yield
@@ -70,7 +70,7 @@ def closed_afterwards() -> Iterator[None]:
 
 
 def listening() -> list[int]:
-    """The descriptors of this process on which it accepts TCP connections, as far as the system tells."""
+    """The descriptors of this process on which it accepts TCP connections, if the system lists them (Linux)."""
     found = []
     with contextlib.suppress(OSError):
         for descriptor in map(int, os.listdir("/proc/self/fd")):

@@ -46,7 +46,7 @@ def torchrun(run: Path, processes: int, max_restarts: int, arguments: list[str])
                 for agent in agents:
                     agent.kill()
             elif not words:
-                if not tell(folder, word):  # somebody emptied the cache: torchrun has to pass it on
+                if not tell(folder, word):  # the cache was emptied: torchrun passes it to the ranks
                     for agent in agents:
                         agent.send_signal(number)
                 acknowledge(SAVED_FIRST)
@@ -56,7 +56,7 @@ def torchrun(run: Path, processes: int, max_restarts: int, arguments: list[str])
         before = {number: signal.signal(number, pass_on) for number in signals()}
         wakeup = signal.set_wakeup_fd(-1)  # of `Stop`, which has received signals up to now
         try:
-            with blocked_signals():  # the agent takes them when it has imported what handles them
+            with blocked_signals():  # until the agent has imported its handlers
                 agents.append(subprocess.Popen(command, start_new_session=True, env=environment))
             code = agents[0].wait()
             if code < 0:
@@ -81,7 +81,7 @@ def torchrun(run: Path, processes: int, max_restarts: int, arguments: list[str])
 
 
 def stamp(run: Path) -> tuple[int, ...]:
-    """What is different of a run's records when something was written to them."""
+    """Inode, size and time of a run's records, which change when a record is written; () without records."""
     try:
         status = os.stat(run / records.FILE)
     except OSError:
@@ -91,7 +91,7 @@ def stamp(run: Path) -> tuple[int, ...]:
 
 @contextlib.contextmanager
 def blocked_signals() -> Iterator[None]:
-    """Processes that are started in here do not receive the signals to stop until they ask for them."""
+    """Block the signals to stop in processes that are started in here, until they unblock them."""
     if not hasattr(signal, "pthread_sigmask"):  # Windows
         yield
         return

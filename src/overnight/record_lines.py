@@ -13,7 +13,7 @@ READ: dict[str, dict[str, Any]] = {"train": LOSS, "val": LOSS, "event": {"name":
 
 
 def finite(value: Any) -> Any:
-    """`value` with None for every number that JSON has no way to write."""
+    """`value` with None for every number that JSON cannot represent."""
     if isinstance(value, float) and not math.isfinite(value):
         return None
     if isinstance(value, dict):
@@ -34,7 +34,7 @@ def with_crc(line: bytes) -> bytes:
 
 
 def parse(line: bytes) -> dict[str, Any] | None:
-    """The record in a line, without its checksum; None for what is no record, or is not what was written.
+    """The record in a line, without its checksum; None if the line is not a record, or was changed.
     Records of earlier versions have no checksum."""
     try:
         record = json.loads(line)
@@ -60,8 +60,8 @@ def is_record(value: Any) -> bool:
 
 
 def later_events(file: IO[bytes]) -> Iterator[bytes]:
-    """The lines of events in the rest of a file. What is torn or damaged there is left out: no checkpoint
-    vouches for it."""
+    """The lines of events in the rest of a file, without torn and damaged ones, for which no checkpoint
+    vouches."""
     while line := file.readline(LONGEST_LINE):
         if line.endswith(b"\n") and (record := parse(line)) and record["kind"] == "event":
             yield line

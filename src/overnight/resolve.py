@@ -105,8 +105,8 @@ def of_others(name: str) -> tuple[Weights, str]:
 
 def of_checkpoint(folder: Path, state: State) -> tuple[Weights, Config, str]:
     """The weights in a run's checkpoint, the run's config, and what is wrong with config.json, or "". What
-    the checkpoint was saved with counts: raises UserError for another tokenizer, and says so where its copy
-    of the config is used."""
+    the checkpoint was saved with counts: raises UserError for another tokenizer, and warns if its copy of
+    the config is used."""
     run = folder.parent.parent
     config, _, problem = vouched_config(run, state.config)
     if problem:

@@ -9,7 +9,7 @@ import pytest
 from tests.serve.wire import GET, LARGE, guarded, large, listening, nothing_goes_wrong, until
 
 from overnight.serve.completions import Events
-from overnight.serve.connections import BEHIND, CLOSING, STEP, UNREAD
+from overnight.serve.connections import CLOSING, STEP, UNREAD, UNREAD_AT_ALL
 from overnight.serve.guard import PIECE
 
 __all__ = ["nothing_goes_wrong"]
@@ -90,7 +90,7 @@ def test_a_client_that_reads_a_little_now_and_then_is_closed_in_the_end() -> Non
             client = await wire.open(GET, receive_buffer=4096)
             await until(lambda: client.protocol.flow.write_paused)
             wire.later(0)
-            for seconds in range(50, int(BEHIND), 50):
+            for seconds in range(50, int(UNREAD_AT_ALL), 50):
                 given = client.protocol.output.given - client.protocol.output.unread
                 while client.protocol.output.given - client.protocol.output.unread < given + STEP:
                     assert await client.loop.sock_recv(client.sock, 4096)
@@ -98,7 +98,7 @@ def test_a_client_that_reads_a_little_now_and_then_is_closed_in_the_end() -> Non
                 await until(lambda: client.protocol.output.unread > 0)
                 wire.later(seconds)
                 assert client.is_open
-            wire.later(BEHIND + 1)
+            wire.later(UNREAD_AT_ALL + 1)
             assert wire.held == []
             await client.closed()
 

@@ -194,7 +194,7 @@ class Batcher:
         )
 
     def _drop(self, slots: Slots) -> None:
-        """Let go of the texts that nobody waits for, whether they have begun or not."""
+        """Drop the texts whose clients are gone, those that wait in the queue too."""
         self._waiting = deque(job for job in self._waiting if not job.gone)
         self._leave(
             slots, [text for text in slots.texts if not self._owners[text][0].wants(self._owners[text][1])]
@@ -208,12 +208,12 @@ class Batcher:
         job = self._waiting[0]
         if job.judge_prompt:
             job.judge_prompt = False
-            told = judge(slots.model, slots.n_ids, job.texts[0])
-            if any(map(diverged, told)):
+            judged = judge(slots.model, slots.n_ids, job.texts[0])
+            if any(map(diverged, judged)):
                 self._waiting.popleft()
                 job.tell(0, DIVERGED)
                 return
-            for drawn in told:
+            for drawn in judged:
                 job.tell(0, drawn)
         together = job.texts[job.begun : job.begun + slots.free] if job.length else []
         for text in together:
@@ -275,7 +275,7 @@ def judge(model: Network, n_ids: int, text: Text) -> list[Drawn]:
 
 
 def diverged(drawn: Drawn) -> bool:
-    """Whether there is no token, or a probability is not a number."""
+    """Whether the token, or one of the probabilities, is not a number."""
     logprobs = [logprob for _, logprob in drawn.likeliest]
     return drawn.token == NOT_A_NUMBER or not all(map(math.isfinite, [drawn.logprob or 0.0, *logprobs]))
 

@@ -60,7 +60,7 @@ class Completions:
             raise
 
     def hold(self, asked: Asked) -> Callable[[], None]:
-        """Count the request until the returned function is called. Raises Refusal where there is no room."""
+        """Count the request until the returned function is called. Raises Refusal if the server is full."""
         texts, echo = asked.n * len(asked.prompts), asked.n * sum(map(len, asked.shown))
         if self.open_texts + texts > self.limits.waiting:
             raise Refusal(429, "Too many texts are being written: try again.", code="rate_limit_exceeded")

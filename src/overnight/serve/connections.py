@@ -25,7 +25,7 @@ READ = 4096  # bytes taken from a connection before the others get their turn
 HEAD_WITHIN = 10  # seconds for a complete head, counted from the end of the answer before it
 UNREAD = 60.0  # seconds in which a client reads at least STEP bytes of what is waiting for it
 CLOSING = 30.0  # the same while its connection is being closed
-BEHIND = 600.0  # seconds after which it has read everything that was sent to it, at least once
+UNREAD_AT_ALL = 600.0  # seconds without a moment at which it has read everything that was sent
 STEP = 4096
 STALLED = 5.0  # seconds after which a client that does not read makes room for another one
 SWEEP_EVERY = 1.0  # seconds
@@ -180,7 +180,7 @@ class Protocol(H11Protocol, asyncio.BufferedProtocol):
         if unread:
             self.waiting_since = now
             slow = now - self.read_at > (CLOSING if self.transport.is_closing() else UNREAD)
-            return slow or now - self.caught_up_at > BEHIND
+            return slow or now - self.caught_up_at > UNREAD_AT_ALL
         self.caught_up_at = now
         return self.waiting and now - self.waiting_since > HEAD_WITHIN
 

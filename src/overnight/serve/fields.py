@@ -26,7 +26,9 @@ KNOWN = (
 
 DIGITS = 100  # of a whole number; reading one takes time that grows with their square
 MOST_SHOWN = 1_000_000  # characters of prompts to echo times n; a token can stand for a hundred
-TOO_MUCH_ECHO = f"echo: the prompts times n have over {MOST_SHOWN:,} characters: ask for fewer at a time."
+TOO_MUCH_ECHO = (
+    f"echo: the prompts times n have over {MOST_SHOWN:,} characters: send fewer prompts at a time."
+)
 
 
 @dataclass(frozen=True)
