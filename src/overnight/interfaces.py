@@ -70,7 +70,7 @@ def closed_afterwards() -> Iterator[None]:
 
 
 def listening() -> list[int]:
-    """The descriptors of this process on which it accepts TCP connections, if the system lists them (Linux)."""
+    """The descriptors of this process on which it accepts TCP connections; none without /proc."""
     found = []
     with contextlib.suppress(OSError):
         for descriptor in map(int, os.listdir("/proc/self/fd")):
