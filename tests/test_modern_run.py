@@ -65,13 +65,18 @@ def test_its_weights_begin_another_run_of_its_kind_only(cli: Cli, run: Path, dat
 
 
 def test_another_optimizer_does_not_go_on(cli: Cli, run: Path, data_folder: Path) -> None:
-    """Neither by its config, nor where only the config was changed by hand."""
+    """Neither by its config, nor where config.json, or the checkpoint's copy too, was changed by hand."""
     line = ["train", "shakespeare-cpu", "--data", data_folder, "--run", "m", *TINY, *MODERN, "--steps", 6]
     line += ["--eval-every", 2, "--save-every", 2, "--optim.algorithm", "adamw"]
     refused = cli(*line)
     assert refused.code == 2
     assert "optim.algorithm muon -> adamw" in refused.err
     edit(run / "config.json", lambda config: config["optim"].update(algorithm="adamw"))
+    refused = cli(*line)
+    assert refused.code == 2
+    assert "optim.algorithm muon -> adamw" in refused.err
+    for state in run.glob("checkpoints/*/state.json"):
+        edit(state, lambda saved: saved["config"]["optim"].update(algorithm="adamw"))
     refused = cli(*line)
     assert refused.code == 2
     assert "optimizer.safetensors does not fit the model" in refused.err
