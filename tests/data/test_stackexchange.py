@@ -274,3 +274,10 @@ def test_skipped_questions_are_the_first_ones(tmp_path: Path) -> None:
     everything = list(source.pieces(0))
     assert source.progress == 1
     assert list(source.pieces(0, 3)) == everything[3:]
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="a system with /proc")
+def test_a_dump_that_cannot_be_read_is_told_in_a_line(tmp_path: Path) -> None:
+    (tmp_path / "Posts.xml").symlink_to("/proc/self/status")  # others of its kind never end
+    with pytest.raises(UserError, match=r"^cannot read .*Posts\.xml: [^\n]*$"):
+        documents(tmp_path)

@@ -21,7 +21,7 @@ from overnight.data.post_markdown import converter, is_hostile
 from overnight.data.readers import Piece
 from overnight.data.xml_rows import DocumentType, xml_rows
 from overnight.errors import UserError
-from overnight.files import open_regular, subfolder, sync
+from overnight.files import open_regular, reason, subfolder, sync
 from overnight.terminal import Status
 
 QUESTION, ANSWER = 1, 2  # PostTypeId
@@ -156,8 +156,9 @@ def collect(posts: Path, database: Path) -> None:
 
 def read_posts(posts: Path) -> Iterator[tuple]:
     """The rows of the table, streamed: memory does not grow with the file."""
-    status, size, number = Status(), posts.stat().st_size, 0
+    status, number = Status(), 0
     try:
+        size = posts.stat().st_size
         with open_regular(posts) as file:
             for number, row in enumerate(xml_rows(file), 1):
                 yield from row_of(row, f"{posts}, row {number}")
@@ -167,6 +168,8 @@ def read_posts(posts: Path) -> Iterator[tuple]:
         raise UserError(f"{posts} declares entities or a DTD, which no dump has: it is not read.") from None
     except (expat.ExpatError, LookupError, ValueError) as error:  # the last two: its encoding
         raise UserError(f"{posts} is damaged XML ({error}). Unpack it again.") from None
+    except OSError as error:
+        raise UserError(f"cannot read {posts}: {reason(error)}.") from None
     status.clear()
 
 
