@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.editing import edit
+from tests.editing import edit, flip
 from tests.serve.running import events, serving
 
 from overnight.files import sha256_file
@@ -51,3 +51,12 @@ def test_weights_that_have_diverged_are_an_error_and_not_an_end(run: Path) -> No
             assert "its weights have diverged" in reply.json["error"]["message"]
             told = events(server.stream(**asked))
             assert "its weights have diverged" in told[-1]["error"]["message"]
+
+
+def test_a_damaged_config_does_not_keep_a_run_from_being_served(run: Path) -> None:
+    """The checkpoint has a copy."""
+    flip(run / "config.json", 100, 0)
+    with serving(run) as server:
+        assert server.complete(model="x", prompt="the", max_tokens=5).status == 200
+        server.process.terminate()
+        assert "The copy in step_00000004 is used." in server.process.communicate()[1]

@@ -59,7 +59,6 @@ class Batcher:
         self._tried: tuple[int, ...] | None = None
         """The newest checkpoint when one was last loaded, or could not be."""
         self.closing = False
-        config = read_config(self.run)[0].model if self.run else None
         try:
             self._tried = self._newest() if self.follows else None
             self.loaded = resolve.load(self.name, self.device, self.own_tokenizer)
@@ -75,11 +74,12 @@ class Batcher:
                 f"the tokenizer of {name} has tokens of over {LONGEST_TOKEN:,} bytes: use another."
             )
         self.tokenizer: Tokenizer = own
-        config = self.loaded.weights.config if self.loaded else config
-        assert config is not None
-        self.block_size = config.block_size
         if self.loaded:
+            self.block_size = self.loaded.weights.config.block_size
             self._try_out(self.loaded)
+        else:
+            assert self.run is not None
+            self.block_size = read_config(self.run)[0].model.block_size
 
     def _try_out(self, loaded: resolve.Loaded) -> None:
         """Write one token, so that what this machine cannot do is told before anybody asks."""
