@@ -174,6 +174,23 @@ def test_a_damaged_state_of_the_newest_checkpoint_is_named(run: Path, cli: Cli) 
     assert problem in " ".join(outcome.out.split())
 
 
+@pytest.mark.parametrize("how", ["damaged", "of another run"])
+def test_a_config_that_is_not_the_checkpoints_is_named_and_not_used(
+    how: str, run: Path, cli: Cli, train: Callable[..., Outcome]
+) -> None:
+    true = json.loads(cli("report", "x", "--json").out)["runs"][0]["config"]
+    if how == "damaged":
+        flip(run / "config.json", 100, 0)
+    else:
+        assert train(Path("runs/y"), "--optim.lr", 0.01).code == 0
+        shutil.copy("runs/y/config.json", run / "config.json")
+    [found] = json.loads(cli("report", "x", "--json").out)["runs"]
+    assert found["config"] == true
+    [problem] = [one["text"] for one in found["verdict"] if "config.json" in one["text"]]
+    assert problem.endswith("The checkpoint's copy is used.")
+    assert ("it differs in optim.lr" in problem) == (how == "of another run")
+
+
 def test_an_environment_that_was_changed_is_a_problem_of_the_run(cli: Cli, run: Path) -> None:
     described = (run / "environment.json").read_text()
     (run / "environment.json").write_text(described.replace('"cpus": ', '"cpus": 1'))

@@ -19,6 +19,7 @@ from overnight.evals.yardstick import xz_bits_per_byte
 from overnight.files import read_json, reason
 from overnight.presets import PRESETS
 from overnight.report.history import History
+from overnight.state import State
 from overnight.visible import one_line
 
 QUIET = 120.0  # seconds without a record after which a run counts as ended, where its lock tells nothing
@@ -184,14 +185,17 @@ def refresh(run: Run) -> Run:
         run.history = run.history.update()
     except OSError as error:
         run.problems.append(f"{run.path / records.FILE} cannot be read: {reason(error)}.")
+    state = None
     try:
-        run.problems += checkpoint_problems(run)
+        state, wrong = saved.newest_sound(run.path, names=())
+        run.problems += checkpoint_problems(run, state, wrong)
     except (OSError, Failure) as error:
         run.problems.append(f"The records cannot be compared with the newest checkpoint: {reason(error)}.")
     except UserError:  # they cannot be read at all: reported above
         pass
     try:
-        run.config, run.extra = runs.read_config(run.path)
+        run.config, run.extra, problem = runs.vouched_config(run.path, state.config if state else {})
+        run.problems += [f"{problem} The checkpoint's copy is used."] if problem else []
     except UserError as error:
         run.problems.append(str(error))
     try:
@@ -210,10 +214,9 @@ def refresh(run: Run) -> Run:
     return run
 
 
-def checkpoint_problems(run: Run) -> Iterator[str]:
-    """What is wrong with the newest checkpoint's state.json, and how the records differ from those that the
-    newest sound one vouches for."""
-    state, wrong = saved.newest_sound(run.path, names=())
+def checkpoint_problems(run: Run, state: State | None, wrong: list[str]) -> Iterator[str]:
+    """What is `wrong` with the newest checkpoint's state.json, and how the records differ from those that
+    `state`, the newest sound one, vouches for."""
     if wrong:
         yield f"The newest checkpoint is damaged: {one_line(wrong[0])[:500]}."
     if state is None:
@@ -269,27 +272,3 @@ def steadily(values: np.ndarray) -> float:
     """The median of those that are numbers; NaN where none is."""
     finite = values[np.isfinite(values)]
     return float(np.median(finite)) if len(finite) else math.nan
-
-
-# Event -> what to call it once, and several times.
-TROUBLE = {
-    "spike": ("loss spike", "loss spikes"),
-    "nonfinite": ("update that was not finite", "updates that were not finite"),
-    "gone_back": ("return to an earlier checkpoint", "returns to an earlier checkpoint"),
-    "save_failed": ("save that failed", "saves that failed"),
-    "records_mended": (
-        "change of its records by another program",
-        "changes of its records by other programs",
-    ),
-    "unusual_loss": ("validation outside its recipe's band", "validations outside their recipe's band"),
-    "preempted": ("preemption", "preemptions"),
-    "interrupted": ("interruption", "interruptions"),
-    "resume": ("resume", "resumes"),
-}
-
-
-def trouble(run: Run) -> list[str]:
-    """What happened that should not, and how often: '2 loss spikes'."""
-    counts = {name: run.history.count(name) for name in TROUBLE}
-    counts["resume"] -= min(counts["resume"], counts["gone_back"])  # each way back is a resume too
-    return [f"{count} {TROUBLE[name][count > 1]}" for name, count in counts.items() if count]

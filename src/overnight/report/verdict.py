@@ -15,7 +15,7 @@ import numpy as np
 from overnight.data.manifest import Data
 from overnight.evals import reference
 from overnight.presets import usual_lr
-from overnight.report.facts import Run, steadily, trouble
+from overnight.report.facts import Run, steadily
 from overnight.terminal import count, duration
 from overnight.visible import one_line, shell_path
 
@@ -192,3 +192,28 @@ def warnings(run: Run, now: datetime) -> Iterator[Sentence]:
         yield Sentence("warning", f"The first {history.events.left_out:,} events are too many to be counted.")
     for problem in run.problems:
         yield Sentence("warning", problem)
+
+
+# Event -> what to call it once, and several times.
+TROUBLE = {
+    "spike": ("loss spike", "loss spikes"),
+    "nonfinite": ("update that was not finite", "updates that were not finite"),
+    "gone_back": ("return to an earlier checkpoint", "returns to an earlier checkpoint"),
+    "save_failed": ("save that failed", "saves that failed"),
+    "records_mended": (
+        "change of its records by another program",
+        "changes of its records by other programs",
+    ),
+    "data_touched": ("change of its data by another program", "changes of its data by other programs"),
+    "unusual_loss": ("validation outside its recipe's band", "validations outside their recipe's band"),
+    "preempted": ("preemption", "preemptions"),
+    "interrupted": ("interruption", "interruptions"),
+    "resume": ("resume", "resumes"),
+}
+
+
+def trouble(run: Run) -> list[str]:
+    """What happened that should not, and how often: '2 loss spikes'."""
+    counts = {name: run.history.count(name) for name in TROUBLE}
+    counts["resume"] -= min(counts["resume"], counts["gone_back"])  # each way back is a resume too
+    return [f"{count} {TROUBLE[name][count > 1]}" for name, count in counts.items() if count]
