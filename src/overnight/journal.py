@@ -95,6 +95,11 @@ class Journal:
         """Record why the run ends here, whoever found it: a look between steps, a reader, validation."""
         self.event(self.step, "data_changed", {"problem": str(error).splitlines()[0]})
 
+    def data_touched(self, problem: str) -> None:
+        """A shard was written to while the run was reading it, and is what it was."""
+        self.event(self.step, "data_touched", {"problem": problem})
+        self.say(problem)
+
     def say(self, line: str) -> None:
         self.status.say(line)
 

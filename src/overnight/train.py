@@ -121,7 +121,7 @@ class Session:
             config, start.data, start.questions, world, self.engine.autocast, self.journal.records, status,
             stop.urgent,
         )  # fmt: skip
-        self.integrity = Integrity(start.data, active=world.first_on_host)
+        self.integrity = Integrity(start.data, world.first_on_host, self.journal.data_touched)
         stack.callback(self.integrity.close)
         self.owed = start.state.owed if start.state else []  # evaluations of step `first` that are not done
         self.last_val: dict[str, float] = {}

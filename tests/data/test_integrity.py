@@ -67,14 +67,24 @@ def test_a_changed_shard_is_named(watched: Integrity, data: Path, name: str, cha
         watched.settle_validation()
 
 
-def test_a_file_that_only_looks_changed_is_fine(watched: Integrity, data: Path) -> None:
-    """Touched, or copied back from a backup."""
+def test_a_file_that_only_looks_changed_is_fine_but_told(data: Path) -> None:
+    """Touched, or copied back from a backup; what was read in between may have been something else."""
+    told: list[str] = []
+    watched = Integrity(Data(data), say=told.append)
+    watched._over.set()
+    (data / "val_000000.bin").chmod(0o444)  # changes nothing of what is in it
+    assert watched.look(now=True) == ""
+    assert told == []
     for path in data.glob("*.bin"):
         shutil.copy(path, data / "copy")
         os.replace(data / "copy", path)
         os.utime(path, (1, 1))
     assert watched.look(now=True) == ""
     watched.settle_validation()
+    assert [line.split(" was written to")[0] for line in told] == [
+        f"the shard {data / entry['file']}" for entry in Data(data).manifest.shards
+    ]
+    watched.close()
 
 
 def test_damage_that_no_stamp_shows_is_found_by_hashing(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -138,6 +148,20 @@ def test_a_shard_cut_short_while_it_is_read_is_an_error_not_a_signal(data: Path)
         shard.read(len(shard) - 10, 10)
 
 
+def before_update(number: int, act: Callable[[], object], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Do this before an update of a run, with its checkpoints saved; stamps are compared at every look."""
+    update = train.Session.update
+
+    def acted(self: train.Session, step: int) -> str:
+        if step == number:
+            self.saver.collect(wait=True)
+            act()
+        return update(self, step)
+
+    monkeypatch.setattr(integrity, "LOOK_EVERY", 0.0)
+    monkeypatch.setattr(train.Session, "update", acted)
+
+
 @pytest.mark.parametrize("change", CHANGES)
 @pytest.mark.parametrize("name", ["train_000001.bin", "val_000000.bin"])
 def test_a_run_stops_before_it_saves_what_it_learnt_from_changed_data(
@@ -147,16 +171,7 @@ def test_a_run_stops_before_it_saves_what_it_learnt_from_changed_data(
     options = ["train", "shakespeare-cpu", "--data", str(data), *TINY, "--steps", "9", "--save-every", "2"]
     assert cli.run([*options, "--run", str(tmp_path / "whole")]) == 0
     shutil.copytree(data, tmp_path / "backup")
-    update = train.Session.update
-
-    def changed(self: train.Session, step: int) -> str:
-        if step == 6:
-            self.saver.collect(wait=True)
-            change(data / name)
-        return update(self, step)
-
-    monkeypatch.setattr(integrity, "LOOK_EVERY", 0.0)
-    monkeypatch.setattr(train.Session, "update", changed)
+    before_update(6, lambda: change(data / name), monkeypatch)
     capsys.readouterr()
     run = tmp_path / "run"
     assert cli.run([*options, "--run", str(run)]) == 1
@@ -171,3 +186,36 @@ def test_a_run_stops_before_it_saves_what_it_learnt_from_changed_data(
     shutil.copytree(tmp_path / "backup", data)
     assert cli.run([*options, "--run", str(run)]) == 0
     assert_same_end(run, tmp_path / "whole")
+
+
+def test_a_shard_that_was_put_back_is_told(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    shard, run = data / "train_000001.bin", tmp_path / "run"
+
+    def there_and_back() -> None:
+        sound = shard.read_bytes()
+        overwrite(shard)
+        shard.write_bytes(sound)
+
+    before_update(2, there_and_back, monkeypatch)
+    assert cli.run(["train", "shakespeare-cpu", "--data", str(data), *TINY, "--run", str(run)]) == 0
+    assert f"the shard {shard} was written to" in capsys.readouterr().out
+    assert shard.name in events(run, "data_touched")[0]["detail"]["problem"]
+
+
+def test_an_id_that_the_tokenizer_does_not_have_counts_as_changed_data(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    """Though it is read before anybody looks at the shard."""
+    run = tmp_path / "run"
+
+    def spoil() -> None:
+        for shard in data.glob("train_*.bin"):
+            shard.write_bytes(shard.read_bytes()[:1024] + b"\xff" * (shard.stat().st_size - 1024))
+
+    before_update(2, spoil, monkeypatch)
+    monkeypatch.setattr(Integrity, "look", lambda self, now=False: "")
+    assert cli.run(["train", "shakespeare-cpu", "--data", str(data), *TINY, "--run", str(run)]) == 1
+    assert "a shard is damaged: token " in capsys.readouterr().err
+    assert "a shard is damaged: token " in events(run, "data_changed")[0]["detail"]["problem"]

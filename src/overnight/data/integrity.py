@@ -11,7 +11,7 @@ import os
 import random
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from overnight.data.manifest import Data
@@ -29,14 +29,19 @@ Stamp = tuple[int, int, int, int]
 
 
 class Integrity:
-    """Watches the shards of `data` until `close`. active: whether this process does (one per host)."""
+    """Watches the shards of `data` until `close`.
 
-    def __init__(self, data: Data, active: bool = True):
+    active: whether this process does (one per host). say: is told, in the thread that calls `look`, of a
+    shard that was written to and is right again.
+    """
+
+    def __init__(self, data: Data, active: bool = True, say: Callable[[str], None] = lambda line: None):
         entries = data.manifest.shards if active else []
         self._sha256 = {data.folder / entry["file"]: entry["sha256"] for entry in entries}
         self._val = [data.folder / entry["file"] for entry in entries if entry["split"] == "val"]
         self._stamps = {path: stamp(path) for path in self._sha256}
         self._hashed: set[Path] = set()
+        self._say = say
         self._looked = time.monotonic()
         self.problem = ""
         """What is wrong with a shard; empty while nothing is."""
@@ -82,19 +87,25 @@ class Integrity:
             self._thread.join()
 
     def _compare(self, path: Path) -> None:
-        """Hash a shard now."""
-        before = stamp(path)
+        """Hash a shard now. Called by the thread that reads the shards."""
+        before, known = stamp(path), self._stamps[path]
         try:
             digest = sha256_file(path)
         except OSError as error:
             self.problem = self.problem or f"the shard {path} cannot be read any more: {reason(error)}."
             return
-        self._judge(path, before, digest)
-
-    def _judge(self, path: Path, before: Stamp | None, digest: str) -> None:
-        """Take note of the hash of a shard that had the stamp `before` when it was read."""
-        if digest == self._sha256[path]:
+        self._judge(path, digest)
+        if not self.problem:
             self._stamps[path] = before
+            if before and known and before[:2] != known[:2]:
+                self._say(
+                    f"the shard {path} was written to, or its time was set. It is what it was, but what was "
+                    "read from it meanwhile may have been something else."
+                )
+
+    def _judge(self, path: Path, digest: str) -> None:
+        """Take note of the hash of a shard."""
+        if digest == self._sha256[path]:
             self._hashed.add(path)
         elif not self.problem:
             self.problem = f"the shard {path} has changed: its SHA-256 is not the one in the manifest."
@@ -106,7 +117,6 @@ class Integrity:
             others = [path for path in self._sha256 if path not in self._val]
             random.SystemRandom().shuffle(others)
             for path in (*self._val, *others):
-                before = stamp(path)
                 try:
                     digest = self._hash_slowly(path)
                 except OSError as error:
@@ -114,7 +124,7 @@ class Integrity:
                     return
                 if self._over.is_set():
                     return
-                self._judge(path, before, digest)
+                self._judge(path, digest)
                 if self.problem:
                     return
             self._over.wait(max(1.0, PASS_EVERY - (time.monotonic() - began)))

@@ -35,7 +35,7 @@ def header(tokens: int, dtype: np.dtype) -> bytes:
 
 
 class ChangedData(Failure):
-    """A shard is not what it was when the data was opened."""
+    """A shard is not what `prepare` wrote, or what it was when the data was opened."""
 
 
 class Shard:
@@ -236,16 +236,17 @@ class Tokens:
         return max((int(self._read(at, min(BLOCK, len(self) - at)).max()) for at in starts), default=-1)
 
     def read(self, start: int, length: int) -> np.ndarray:
-        """Tokens [start, start + length), (length,) int64."""
+        """Tokens [start, start + length), (length,) int64. Raises ChangedData for ids that are none."""
         if start < 0 or start + length > len(self):
             raise IndexError(f"tokens {start} to {start + length} of {len(self)}")
         if length == 0:
             return np.empty(0, dtype=np.int64)
         found = self._read(start, length)
         if self.vocab_size is not None and (highest := found.max()) >= self.vocab_size:
-            raise UserError(
+            raise ChangedData(
                 f"a shard is damaged: token {start + int(found.argmax()):,} is {highest}, but the tokenizer "
-                f"has {self.vocab_size:,} ids. Prepare the data again."
+                f"has {self.vocab_size:,} ids.",
+                RESTORE,
             )
         return found
 
