@@ -125,5 +125,5 @@ def test_ctrl_c_while_workers_start_is_no_traceback(novel: str, tmp_path: Path) 
         os.killpg(process.pid, signal.SIGINT)
         said, error = process.communicate(timeout=30)
         assert (said, error.splitlines()[-1]) == ("", "overnight: interrupted")
-        assert "Traceback" not in error
+        assert "Traceback" not in error, error
         assert process.returncode == 130
