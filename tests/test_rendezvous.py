@@ -2,6 +2,7 @@
 
 import os
 import socket
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
@@ -57,7 +58,7 @@ def test_all_nodes_find_the_same_store_in_every_round(node: Callable[..., Severa
 
 
 def test_a_node_that_was_lost_and_comes_back_is_waited_for(node: Callable[..., SeveralMachines]) -> None:
-    """Whether it was lost in a round, or after it had announced itself for the next."""
+    """Though it was lost after it had announced itself for the next round."""
     nodes = [node(number) for number in range(NODES)]
     join(*nodes)
     with ThreadPoolExecutor() as pool:
@@ -67,9 +68,31 @@ def test_a_node_that_was_lost_and_comes_back_is_waited_for(node: Callable[..., S
         assert [nodes[number].num_nodes_waiting() for number in (0, 2)] == [1, 1]
         back = node(1)
         first = pool.submit(back.next_rendezvous)
+        while not back.word or nodes[0].connected().get(back.key(1)).decode() != back.word:
+            time.sleep(0.01)  # until it has announced itself again
         others = [pool.submit(nodes[number].next_rendezvous) for number in (0, 2)]
         assert [task.result(120).rank for task in (first, *others)] == [1, 0, 2]
     assert [one.num_nodes_waiting() for one in (nodes[0], back, nodes[2])] == [0, 0, 0]
+
+
+def test_a_round_that_began_without_a_node_is_followed_by_one_with_it(
+    node: Callable[..., SeveralMachines],
+) -> None:
+    """It was lost after it had announced itself, and the others came before it was back."""
+    nodes = [node(number) for number in range(NODES)]
+    join(*nodes)
+    with pytest.raises(RendezvousTimeoutError, match="not all 3 nodes"):
+        node(1, patience=0.0).next_rendezvous()
+    join(nodes[0], nodes[2])
+    assert [nodes[number].num_nodes_waiting() for number in (0, 2)] == [0, 0]
+    back = node(1)
+    with ThreadPoolExecutor() as pool:
+        first = pool.submit(back.next_rendezvous)
+        for number in (0, 2):
+            while not nodes[number].num_nodes_waiting():
+                time.sleep(0.01)
+        others = [pool.submit(nodes[number].next_rendezvous) for number in (0, 2)]
+        assert [task.result(120).rank for task in (first, *others)] == [1, 0, 2]
 
 
 def test_node_0_that_comes_back_is_waited_for_too(
