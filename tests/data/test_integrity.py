@@ -216,6 +216,6 @@ def test_an_id_that_the_tokenizer_does_not_have_counts_as_changed_data(
 
     before_update(2, spoil, monkeypatch)
     monkeypatch.setattr(Integrity, "look", lambda self, now=False: "")
-    assert cli.run(["train", "shakespeare-cpu", "--data", str(data), *TINY, "--run", str(run)]) == 1
+    assert cli.run(["train", "shakespeare-cpu", "--data", str(data), *TINY, "--run", str(run)]) == 2
     assert "a shard is damaged: token " in capsys.readouterr().err
     assert "a shard is damaged: token " in events(run, "data_changed")[0]["detail"]["problem"]

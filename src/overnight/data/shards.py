@@ -16,7 +16,7 @@ from typing import IO, Any
 
 import numpy as np
 
-from overnight.errors import Failure, UserError
+from overnight.errors import WRONG_INPUT, Failure, UserError
 from overnight.files import open_new, open_own, open_regular, reason, sha256_file, sync
 from overnight.visible import as_json
 
@@ -35,7 +35,13 @@ def header(tokens: int, dtype: np.dtype) -> bytes:
 
 
 class ChangedData(Failure):
-    """A shard is not what `prepare` wrote, or what it was when the data was opened."""
+    """A shard is not what it was when the data was opened."""
+
+
+class WrongIds(ChangedData):
+    """A shard has ids that the tokenizer does not have."""
+
+    code = WRONG_INPUT
 
 
 class Shard:
@@ -236,17 +242,16 @@ class Tokens:
         return max((int(self._read(at, min(BLOCK, len(self) - at)).max()) for at in starts), default=-1)
 
     def read(self, start: int, length: int) -> np.ndarray:
-        """Tokens [start, start + length), (length,) int64. Raises ChangedData for ids that are none."""
+        """Tokens [start, start + length), (length,) int64. Raises WrongIds."""
         if start < 0 or start + length > len(self):
             raise IndexError(f"tokens {start} to {start + length} of {len(self)}")
         if length == 0:
             return np.empty(0, dtype=np.int64)
         found = self._read(start, length)
         if self.vocab_size is not None and (highest := found.max()) >= self.vocab_size:
-            raise ChangedData(
+            raise WrongIds(
                 f"a shard is damaged: token {start + int(found.argmax()):,} is {highest}, but the tokenizer "
-                f"has {self.vocab_size:,} ids.",
-                RESTORE,
+                f"has {self.vocab_size:,} ids. Restore it, or prepare the data again."
             )
         return found
 
