@@ -154,12 +154,15 @@ from contextlib import nullcontext
 import torch
 from overnight import checkpoint, machine
 from overnight.config import ModelConfig, OptimConfig
+from overnight.models import linear
 from overnight.models.networks import build
 from overnight.optim import optimizer
 from overnight.world import World
 from overnight.step import train_step
 
 machine.keep_memory()
+# MKL's products leave holes of another size in each process, up to as much again (plan.py).
+linear.use("onednn" if linear.has_onednn() else "mkl")
 L, H, C, T, V, B = map(int, sys.argv[2:])
 modern = {"architecture": "modern", "bias": False, "activation": "relu2"}
 kind, algorithm = (modern, "muon") if sys.argv[1] == "modern" else ({}, "adamw")
