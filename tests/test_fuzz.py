@@ -219,7 +219,7 @@ def test_a_tokenizer_of_no_characters_knows_none(bench: Bench) -> None:
 @pytest.mark.parametrize("bench", ["tokens"], indirect=True)
 def test_an_id_that_the_tokenizer_does_not_have_is_named(bench: Bench) -> None:
     bench.path.write_bytes(bench.valid[:1030] + b"\xff\xff" + bench.valid[1032:])
-    with pytest.raises(UserError, match=r"token 3 is 65535, but the tokenizer has \d+ ids"):
+    with pytest.raises(UserError, match=r"token 3 of the split is 65535, but the tokenizer has \d+ ids"):
         bench.reader.read(bench.path)
 
 

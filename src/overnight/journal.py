@@ -96,7 +96,7 @@ class Journal:
         self.event(self.step, "data_changed", {"problem": str(error).splitlines()[0]})
 
     def data_touched(self, problem: str) -> None:
-        """A shard was written to while the run was reading it, and is what it was."""
+        """Log that a shard was modified and then restored during training."""
         self.event(self.step, "data_touched", {"problem": problem})
         self.say(problem)
 

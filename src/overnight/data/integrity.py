@@ -31,8 +31,8 @@ Stamp = tuple[int, int, int, int]
 class Integrity:
     """Watches the shards of `data` until `close`.
 
-    active: whether this process does (one per host). say: is told, in the thread that calls `look`, of a
-    shard that was written to and is right again.
+    active: whether this process does (one per host). say: called with a message when a shard was modified
+    and then restored; it runs in the thread that calls `look`.
     """
 
     def __init__(self, data: Data, active: bool = True, say: Callable[[str], None] = lambda line: None):
@@ -99,8 +99,8 @@ class Integrity:
             self._stamps[path] = before
             if before and known and before[:2] != known[:2]:
                 self._say(
-                    f"the shard {path} was written to, or its time was set. It is what it was, but what was "
-                    "read from it meanwhile may have been something else."
+                    f"the shard {path} was modified, or its modification time was. Its content matches the "
+                    "manifest, but earlier steps may have read different tokens."
                 )
 
     def _judge(self, path: Path, digest: str) -> None:

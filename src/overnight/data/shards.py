@@ -39,7 +39,7 @@ class ChangedData(Failure):
 
 
 class WrongIds(ChangedData):
-    """A shard has ids that the tokenizer does not have."""
+    """A shard contains ids outside of the tokenizer's vocabulary."""
 
     code = WRONG_INPUT
 
@@ -249,9 +249,11 @@ class Tokens:
             return np.empty(0, dtype=np.int64)
         found = self._read(start, length)
         if self.vocab_size is not None and (highest := found.max()) >= self.vocab_size:
+            at = start + int(found.argmax())
+            shard = self.shards[bisect_right(self.starts, at) - 1]
             raise WrongIds(
-                f"a shard is damaged: token {start + int(found.argmax()):,} is {highest}, but the tokenizer "
-                f"has {self.vocab_size:,} ids. Restore it, or prepare the data again."
+                f"the shard {getattr(shard, 'path', '')} is damaged: token {at:,} of the split is {highest}, "
+                f"but the tokenizer has {self.vocab_size:,} ids. Restore it, or prepare the data again."
             )
         return found
 
