@@ -161,7 +161,7 @@ from overnight.world import World
 from overnight.step import train_step
 
 machine.keep_memory()
-# MKL's products leave holes of another size in each process, up to as much again (plan.py).
+# With MKL's products the peak varies by up to 40% between processes (plan.py).
 linear.use("onednn" if linear.has_onednn() else "mkl")
 L, H, C, T, V, B = map(int, sys.argv[2:])
 modern = {"architecture": "modern", "bias": False, "activation": "relu2"}

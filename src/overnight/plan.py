@@ -14,7 +14,7 @@ SHARE = {"cuda": 0.9, "mps": 0.6, "cpu": 0.6}
 # driver, the kernels and their workspaces take, a guess.
 PROCESS = {"cuda": 1 << 30, "mps": 1 << 30, "cpu": 300 << 20}
 
-# malloc keeps part of what is freed between steps. Measured for small models: 20 to 65% of the activations
+# malloc keeps part of what is freed between steps. Measured for small models: 25 to 65% of the activations
 # with oneDNN's products, 50 to 100% with MKL's, different in each process. SHARE leaves room for the rest.
 HOLES = {"cuda": 0.05, "mps": 0.05, "cpu": 0.3}
 
